@@ -1,0 +1,1 @@
+"""Recipes only: the YAML groups that `nmt.config` composes. No code lives here."""

@@ -1,0 +1,1 @@
+"""Distribution strategies: the interface (`distributed.strategy`) and its implementations."""

@@ -1,0 +1,111 @@
+"""What makes two runs the same run: a hash over the keys that can change a bit of the result.
+
+`train_id` covers every key of role TRAIN that is not at its neutral value, the identity of the training and validation
+text, the numerics of the distribution and `NUMERICS_VERSION`. `decode_id` covers a checkpoint's digest, the search and
+the text that is decoded. The hash's input is kept beside each run (`identity.json`), so a difference can be explained.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from nmt.config.schema import DECODE, PLACEMENT, TRAIN, DataConfig, RunConfig
+
+NUMERICS_VERSION = 1  # bump when the same config and seed give other bits on purpose
+
+
+def train_id(config: RunConfig) -> str:
+    """Identity of a configuration's training, without its seed: 12 hexadecimal digits."""
+    return digest(training_identity(config))
+
+
+def run_id(config: RunConfig) -> str:
+    """`<train_id>/s<seed>`: one replicate of a configuration."""
+    return f"{train_id(config)}/s{config.seed}"
+
+
+def decode_id(checkpoint_digest: str, config: RunConfig) -> str:
+    """Identity of one decoding of the test split with one checkpoint: 12 hexadecimal digits."""
+    return digest(
+        {
+            "checkpoint": checkpoint_digest,
+            "search": canonical(config.search, {TRAIN}),
+            "test": text_identity(config.data, ("test",)),
+        }
+    )
+
+
+def training_identity(config: RunConfig) -> dict[str, Any]:
+    """The canonical form behind `train_id`: plain JSON data."""
+    form = canonical(config, {TRAIN})
+    form["data"] = canonical(config.data, {TRAIN}) | text_identity(config.data, ("train", "validation"))
+    form["numerics_version"] = NUMERICS_VERSION
+    return form
+
+
+def text_identity(data: DataConfig, splits: tuple[str, ...]) -> dict[str, Any]:
+    """What says which text is meant: declared checksums for a named corpus, else the hash of the files' content.
+
+    Raises UserError where files without declared checksums are missing.
+    """
+    if data.kind == "generated":
+        return {"generator": data.generator, "options": dict(data.options), "version": data.version}
+    names = [name for split in splits for side in ("source", "target") for name in getattr(getattr(data, split), side)]
+    if all(name in data.checksums for name in names):
+        sums = {name: data.checksums[name] for name in names}
+    else:
+        from nmt.data.corpus import content_checksums
+
+        sums = content_checksums(data, names)
+    return {"splits": list(splits), "sha256": [sums[name] for name in names], "version": data.version}
+
+
+def canonical(config: Any, roles: set[str]) -> dict[str, Any]:
+    """Keys of the given roles that are not at their neutral value, as plain data in schema order."""
+    form: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        if field.metadata.get("role", TRAIN) not in roles:
+            continue
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            inner = canonical(value, roles)
+            if inner:
+                form[field.name] = inner
+        elif field.name == "checksums":
+            continue  # part of `text_identity`, by the files that are used
+        elif field.metadata["neutral"] is None or value != field.metadata["neutral"]:
+            form[field.name] = value
+    return form
+
+
+def digest(form: Mapping[str, Any]) -> str:
+    """First 12 hexadecimal digits of the sha256 of canonical JSON."""
+    text = json.dumps(form, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def explain_difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """The dotted keys in which two canonical forms differ, each with both values: `"model.units: 256 != 512"`."""
+    flat_one, flat_other = _flatten(one), _flatten(other)
+    return [
+        f"{name}: {flat_one.get(name, '(neutral)')} != {flat_other.get(name, '(neutral)')}"
+        for name in sorted(flat_one.keys() | flat_other.keys())
+        if flat_one.get(name) != flat_other.get(name)
+    ]
+
+
+def _flatten(form: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in form.items():
+        if isinstance(value, Mapping):
+            flat |= _flatten(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+__all__ = ["DECODE", "NUMERICS_VERSION", "PLACEMENT", "canonical", "decode_id", "run_id", "train_id"]

@@ -1,0 +1,309 @@
+"""The typed schema of a run: every key, its meaning, its range, and the part it plays in a run's identity.
+
+The only place that knows config keys. Each field states, through `key(...)`:
+
+- `role`: TRAIN (the default; part of `train_id`), DECODE (part of `decode_id` only) or PLACEMENT (where and how fast a
+  run happens, never what comes out; part of neither);
+- `neutral`: the value at which the canonical form omits the key, so that a key added later orphans no run. None means
+  that the key is always written;
+- what validation needs: `choices`, `registry` (a kind of `nmt.registry`), `minimum`, `maximum`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+TRAIN, DECODE, PLACEMENT = "train", "decode", "placement"
+
+
+def key(default: Any, *, neutral: Any, role: str = TRAIN, **constraints: Any) -> Any:
+    """A schema field; see the module's docstring. `default` may be a callable that makes a fresh list or dict."""
+    metadata = {"neutral": neutral, "role": role, **constraints}
+    if callable(default):
+        return field(default_factory=default, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def section(cls: Callable[[], Any], role: str = TRAIN) -> Any:
+    """A nested section; a role other than TRAIN goes for everything inside it."""
+    return field(default_factory=cls, metadata={"role": role})
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitConfig:
+    """Parallel files of one split; several files a side are read one after the other. Plain text or .gz."""
+
+    source: list[str] = key(list, neutral=[])
+    target: list[str] = key(list, neutral=[])
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """A corpus and its cleaning."""
+
+    name: str = key("", neutral="", role=PLACEMENT)
+    kind: str = key("generated", neutral=None, choices=("files", "generated"))
+    generator: str = key("", neutral="", registry="generator")
+    options: dict[str, Any] = key(dict, neutral={})
+    dir: str = key("", neutral="", role=PLACEMENT)
+    source_language: str = key("", neutral="")
+    target_language: str = key("", neutral="")
+    train: SplitConfig = section(SplitConfig)
+    validation: SplitConfig = section(SplitConfig)
+    test: SplitConfig = section(SplitConfig, role=DECODE)
+    checksums: dict[str, str] = key(dict, neutral={})
+    version: int = key(1, neutral=1, minimum=1)
+    lowercase: bool = key(False, neutral=False)
+    moses: bool = key(False, neutral=False)
+    overlong: str = key("filter", neutral="filter", choices=("filter", "truncate"))
+    max_length: int = key(50, neutral=None, minimum=1)
+    max_ratio: float = key(0.0, neutral=0.0, minimum=0.0)
+    max_sentences: int = key(0, neutral=0, minimum=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerConfig:
+    """Segmentation into the vocabulary. `vocab_size` counts UNK, SOS and EOS."""
+
+    name: str = key("whitespace", neutral=None, registry="tokenizer")
+    vocab_size: int = key(1000, neutral=None, minimum=4)
+    merges: int = key(0, neutral=0, minimum=0)
+    joint: bool = key(True, neutral=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellConfig:
+    """A recurrent cell; dropout values are probabilities of dropping."""
+
+    kind: str = key("gru", neutral=None, registry="cell")
+    family: str = key("tf", neutral="tf", choices=("tf",))
+    dropout_input: float = key(0.2, neutral=0.0, minimum=0.0, below=1.0)
+    dropout_output: float = key(0.0, neutral=0.0, minimum=0.0, below=1.0)
+    forget_bias: float = key(1.0, neutral=1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddingConfig:
+    """Embedding tables and what they share."""
+
+    units: int = key(512, neutral=None, minimum=1)
+    share: bool = key(False, neutral=False)
+    tie_output: bool = key(False, neutral=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderConfig:
+    """The encoder; `layers` counts layers per direction, `units` those of one direction."""
+
+    name: str = key("bidirectional", neutral=None, registry="encoder")
+    units: int = key(512, neutral=None, minimum=1)
+    layers: int = key(1, neutral=None, minimum=1)
+    cell: CellConfig = section(CellConfig)
+    options: dict[str, Any] = key(dict, neutral={})
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderConfig:
+    """The decoder."""
+
+    name: str = key("recurrent", neutral=None, registry="decoder")
+    units: int = key(512, neutral=None, minimum=1)
+    layers: int = key(2, neutral=None, minimum=1)
+    cell: CellConfig = section(CellConfig)
+    options: dict[str, Any] = key(dict, neutral={})
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionConfig:
+    """The attention mechanism; `units` is the width of keys and query."""
+
+    name: str = key("multiplicative", neutral=None, registry="attention")
+    units: int = key(512, neutral=None, minimum=0)
+    options: dict[str, Any] = key(dict, neutral={})
+
+
+@dataclass(frozen=True, kw_only=True)
+class BridgeConfig:
+    """What the decoder's first state is made of."""
+
+    name: str = key("zero", neutral="zero", registry="bridge")
+    options: dict[str, Any] = key(dict, neutral={})
+
+
+@dataclass(frozen=True, kw_only=True)
+class InitialisationConfig:
+    """Distribution of the first parameters."""
+
+    name: str = key("glorot_uniform", neutral="glorot_uniform", choices=("glorot_uniform", "uniform"))
+    scale: float = key(0.04, neutral=0.04, above=0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The sequence-to-sequence model."""
+
+    embedding: EmbeddingConfig = section(EmbeddingConfig)
+    encoder: EncoderConfig = section(EncoderConfig)
+    decoder: DecoderConfig = section(DecoderConfig)
+    attention: AttentionConfig = section(AttentionConfig)
+    bridge: BridgeConfig = section(BridgeConfig)
+    initialisation: InitialisationConfig = section(InitialisationConfig)
+    dropout_embedding: float = key(0.0, neutral=0.0, minimum=0.0, below=1.0)
+    dropout_mix: float = key(0.0, neutral=0.0, minimum=0.0, below=1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchConfig:
+    """What one step sees, and how it is cut into micro-batch slots."""
+
+    size: int = key(128, neutral=None, minimum=1)
+    unit: str = key("sentences", neutral="sentences", choices=("sentences", "tokens"))
+    micro_batches: int = key(1, neutral=1, minimum=1)
+    groups: int = key(0, neutral=0, minimum=0)
+    pool: int = key(100, neutral=100, minimum=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """The update rule and gradient clipping."""
+
+    name: str = key("adam", neutral=None, registry="optimizer")
+    learning_rate: float = key(1e-4, neutral=None, above=0.0)
+    beta1: float = key(0.9, neutral=0.9, minimum=0.0, below=1.0)
+    beta2: float = key(0.999, neutral=0.999, minimum=0.0, below=1.0)
+    epsilon: float = key(1e-8, neutral=1e-8, above=0.0)
+    epsilon_form: str = key("tf", neutral="tf", choices=("tf", "torch"))
+    momentum: float = key(0.0, neutral=0.0, minimum=0.0, below=1.0)
+    clip_norm: float = key(5.0, neutral=0.0, minimum=0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    """Learning rate as a function of the step (and of validation, for `plateau`)."""
+
+    name: str = key("constant", neutral="constant", registry="schedule")
+    warmup_steps: int = key(0, neutral=0, minimum=0)
+    decay_start: int = key(0, neutral=0, minimum=0)
+    decay_stop: int = key(0, neutral=0, minimum=0)
+    decay_steps: int = key(0, neutral=0, minimum=0)
+    decay_rate: float = key(1.0, neutral=1.0, above=0.0, maximum=1.0)
+    staircase: bool = key(False, neutral=False)
+    plateau_patience: int = key(0, neutral=0, minimum=0)
+    minimum_rate: float = key(0.0, neutral=0.0, minimum=0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """Cross-entropy over the target vocabulary."""
+
+    label_smoothing: float = key(0.0, neutral=0.0, minimum=0.0, below=1.0)
+    vocab_chunks: int = key(1, neutral=1, minimum=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchConfig:
+    """Beam search; beam 1 is greedy."""
+
+    beam: int = key(10, neutral=None, minimum=1)
+    length_penalty: float = key(0.0, neutral=0.0)
+    max_length: int = key(100, neutral=100, minimum=1)
+    max_length_ratio: float = key(0.0, neutral=0.0, minimum=0.0)
+    n_best: int = key(1, neutral=1, minimum=1)
+    batch_size: int = key(64, neutral=64, role=PLACEMENT, minimum=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationConfig:
+    """Free-running evaluation during training, on the validation split."""
+
+    every_steps: int = key(1000, neutral=0, minimum=0)
+    every_minutes: float = key(0.0, neutral=0.0, minimum=0.0)
+    max_sentences: int = key(0, neutral=0, minimum=0)
+    metric: str = key("bleu", neutral="bleu", choices=("bleu", "bleu_lc", "bleu_tok", "bleu_tok_lc", "chrf"))
+    patience: int = key(0, neutral=0, minimum=0)
+    search: SearchConfig = section(SearchConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """Budget, arithmetic and checkpoints."""
+
+    max_steps: int = key(2000, neutral=None, minimum=1)
+    precision: str = key("fp32", neutral="fp32", choices=("fp32", "bf16"))
+    collapse_margin: float = key(1.0, neutral=1.0, minimum=0.0)
+    log_every_steps: int = key(50, neutral=50, role=PLACEMENT, minimum=1)
+    checkpoint_every_steps: int = key(0, neutral=0, role=PLACEMENT, minimum=0)
+    keep_last: int = key(2, neutral=2, role=PLACEMENT, minimum=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistributionConfig:
+    """The strategy that runs a step."""
+
+    name: str = key("single", neutral="single", role=PLACEMENT, registry="strategy")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackingConfig:
+    """Where MLflow's view of the runs is written."""
+
+    name: str = key("mlflow", neutral="mlflow", registry="tracker")
+    uri: str = key("", neutral="")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExecutorConfig:
+    """How a sweep's runs are spread over processes."""
+
+    name: str = key("ray_tune", neutral="ray_tune", registry="executor")
+    workers: int = key(0, neutral=0, minimum=0)
+    gpus_per_run: float = key(0.0, neutral=0.0, minimum=0.0)
+    retries: int = key(2, neutral=2, minimum=0)
+    address: str = key("local", neutral="local")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PathsConfig:
+    """Where things lie on disk."""
+
+    runs: str = key("runs", neutral="runs")
+    cache: str = key("", neutral="")
+    reports: str = key("", neutral="")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScaleConfig:
+    """How far published sizes are shrunk; read by the `dim` resolver only, so it is no part of an identity itself."""
+
+    name: str = key("local", neutral="local")
+    dim_divisor: int = key(1, neutral=1, minimum=1, maximum=16)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything that one training run is made of."""
+
+    label: str = key("", neutral="", role=PLACEMENT)
+    seed: int = key(1, neutral=None, role=PLACEMENT, minimum=0)
+    replicates: int = key(1, neutral=1, role=PLACEMENT, minimum=1)
+    device: str = key("auto", neutral="auto", role=PLACEMENT, choices=("auto", "cpu", "cuda"))
+    threads: int = key(0, neutral=0, role=PLACEMENT, minimum=0)
+    deterministic: bool = key(True, neutral=True, role=PLACEMENT)
+    faults: list[str] = key(list, neutral=[], role=PLACEMENT)
+    data: DataConfig = section(DataConfig)
+    tokenizer: TokenizerConfig = section(TokenizerConfig)
+    model: ModelConfig = section(ModelConfig)
+    batch: BatchConfig = section(BatchConfig)
+    optimizer: OptimizerConfig = section(OptimizerConfig)
+    schedule: ScheduleConfig = section(ScheduleConfig)
+    loss: LossConfig = section(LossConfig)
+    training: TrainingConfig = section(TrainingConfig)
+    validation: ValidationConfig = section(ValidationConfig)
+    search: SearchConfig = section(SearchConfig, role=DECODE)
+    distribution: DistributionConfig = section(DistributionConfig)
+    tracking: TrackingConfig = section(TrackingConfig, role=PLACEMENT)
+    executor: ExecutorConfig = section(ExecutorConfig, role=PLACEMENT)
+    paths: PathsConfig = section(PathsConfig, role=PLACEMENT)
+    scale: ScaleConfig = section(ScaleConfig, role=PLACEMENT)

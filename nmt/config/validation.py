@@ -1,0 +1,152 @@
+"""Checks on a composed configuration, before anything starts: each key's range, then what keys demand of each other."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from nmt import registry
+from nmt.config.schema import RunConfig
+from nmt.errors import UserError, did_you_mean
+
+
+def validate(config: RunConfig) -> None:
+    """Raise UserError for the first key that is out of range or contradicts another."""
+    for where, field, value in _leaves(config, ""):
+        _check_range(where, field.metadata, value)
+    for rule in _RULES:
+        rule(config)
+
+
+def _leaves(config: Any, prefix: str) -> Iterator[tuple[str, dataclasses.Field[Any], Any]]:
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from _leaves(value, f"{prefix}{field.name}.")
+        else:
+            yield f"{prefix}{field.name}", field, value
+
+
+def _check_range(where: str, metadata: Any, value: Any) -> None:
+    if "choices" in metadata and value not in metadata["choices"]:
+        allowed = list(metadata["choices"])
+        raise UserError(f"'{value}' is not a choice", where=where, allowed=allowed, hint=did_you_mean(value, allowed))
+    if "registry" in metadata and not (value == "" == metadata["neutral"]):
+        kind = metadata["registry"]
+        known = registry.names(kind)
+        if value not in known:
+            raise UserError(f"unknown {kind} '{value}'", where=where, allowed=known, hint=did_you_mean(value, known))
+    tests: list[tuple[str, Callable[[float], bool], str]] = [
+        ("minimum", lambda bound: value >= bound, ">="),
+        ("maximum", lambda bound: value <= bound, "<="),
+        ("above", lambda bound: value > bound, ">"),
+        ("below", lambda bound: value < bound, "<"),
+    ]
+    bounds = [(sign, metadata[name], test) for name, test, sign in tests if name in metadata]
+    if not all(test(bound) for _, bound, test in bounds):
+        raise UserError(
+            f"{value} is out of range", where=where, allowed=[" and ".join(f"{s} {b:g}" for s, b, _ in bounds)]
+        )
+
+
+def _slots(config: RunConfig) -> None:
+    batch = config.batch
+    if batch.groups and batch.micro_batches % batch.groups:
+        raise UserError(
+            f"{batch.micro_batches} micro-batches cannot form {batch.groups} equal groups",
+            where="batch.groups",
+            hint="choose a divisor of batch.micro_batches, or 0 for one group a slot",
+        )
+    if batch.unit == "sentences" and batch.size < batch.micro_batches:
+        raise UserError(
+            f"{batch.size} sentences cannot fill {batch.micro_batches} micro-batches",
+            where="batch.micro_batches",
+            hint="lower it, or raise batch.size",
+        )
+
+
+def _attention_and_bridge(config: RunConfig) -> None:
+    model = config.model
+    if model.attention.name == "none_state" and model.bridge.name != "projection":
+        raise UserError(
+            f"a model without attention sees the source only through its first state, and bridge "
+            f"'{model.bridge.name}' does not pass it",
+            where="model.bridge.name",
+            allowed=["projection"],
+            hint="model/bridge=projection",
+        )
+    if model.attention.name in ("additive", "multiplicative") and model.attention.units < 1:
+        raise UserError("must be at least 1 with attention", where="model.attention.units")
+
+
+def _sharing(config: RunConfig) -> None:
+    embedding = config.model.embedding
+    if embedding.share and not config.tokenizer.joint:
+        raise UserError(
+            "source and target can share a table only where they share a vocabulary",
+            where="model.embedding.share",
+            hint="tokenizer.joint=true, or model.embedding.share=false",
+        )
+    if embedding.tie_output and embedding.units != config.model.decoder.units:
+        raise UserError(
+            f"the output layer has {config.model.decoder.units} columns and the embedding {embedding.units}",
+            where="model.embedding.tie_output",
+            hint="make model.embedding.units and model.decoder.units equal",
+        )
+
+
+def _data(config: RunConfig) -> None:
+    data = config.data
+    if data.kind == "generated" and not data.generator:
+        raise UserError("is needed with data.kind=generated", where="data.generator")
+    if data.kind == "files":
+        for split in ("train", "validation", "test"):
+            files = getattr(data, split)
+            if len(files.source) != len(files.target) or (split != "test" and not files.source):
+                raise UserError(
+                    f"{len(files.source)} source and {len(files.target)} target files",
+                    where=f"data.{split}",
+                    hint="give one or more pairs of parallel files",
+                )
+
+
+def _tokenizer(config: RunConfig) -> None:
+    if config.tokenizer.name == "bpe_merges" and config.tokenizer.merges < 1:
+        raise UserError("must be at least 1 with tokenizer bpe_merges", where="tokenizer.merges")
+
+
+def _validation(config: RunConfig) -> None:
+    validation = config.validation
+    if not validation.every_steps and not validation.every_minutes:
+        raise UserError(
+            "no evaluation is scheduled, so no checkpoint could be chosen",
+            where="validation.every_steps",
+            hint="set it, or validation.every_minutes, above 0",
+        )
+
+
+def _search(config: RunConfig) -> None:
+    for where, search in (("search", config.search), ("validation.search", config.validation.search)):
+        if search.n_best > search.beam:
+            raise UserError(
+                f"{search.n_best} best of a beam of {search.beam}",
+                where=f"{where}.n_best",
+                hint=f"raise {where}.beam to at least {search.n_best}",
+            )
+
+
+def _schedule(config: RunConfig) -> None:
+    schedule = config.schedule
+    needed = {
+        "warmup": ("warmup_steps",),
+        "inverse_sqrt": ("warmup_steps",),
+        "plateau": ("plateau_patience",),
+        "exponential": ("decay_steps",),
+    }.get(schedule.name, ())
+    for name in needed:
+        if getattr(schedule, name) < 1:
+            raise UserError(f"must be at least 1 with schedule {schedule.name}", where=f"schedule.{name}")
+
+
+_RULES = (_slots, _attention_and_bridge, _sharing, _data, _tokenizer, _validation, _search, _schedule)

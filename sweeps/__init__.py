@@ -1,0 +1,1 @@
+"""Replicated sweeps over configurations: plan, executors, aggregation, reports and tracking."""
