@@ -54,7 +54,7 @@ _BUILT_IN: dict[str, dict[str, str]] = {
     },
     "optimizer": {"adam": "distributed.optimizers:Adam", "sgd": "distributed.optimizers:Sgd"},
     "strategy": {"single": "distributed.single:SingleStrategy"},
-    "tracker": {"mlflow": "sweeps.tracking:MlflowTracker", "none": "nmt.training.trainer:NoTracker"},
+    "tracker": {"mlflow": "sweeps.tracking:MlflowTracker", "none": "nmt.training.tracker:NoTracker"},
     "executor": {
         "inline": "sweeps.executors.inline:InlineExecutor",
         "ray_tune": "sweeps.executors.ray_tune:RayTuneExecutor",
