@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nmt.arguments import option, parse, usage
+from nmt.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    run: str = option("", "run id or run directory")
+    beam: int | None = option(None, "hypotheses a sentence", minimum=1)
+    length_penalty: float = option(0.6, "alpha of the length penalty")
+    quiet: bool = option(False, "no progress")
+    rows: list[str] = option(list, "rows to run")
+    device: str = option("auto", "where to run", choices=("auto", "cpu", "cuda"))
+
+
+def read(*words: str) -> Sample:
+    return parse(Sample, words, verb="nmt sample", summary="A sample.")
+
+
+def test_defaults_and_every_type() -> None:
+    assert read() == Sample()
+    options = read("run=a=b", "beam=3", "length_penalty=1e-1", "quiet=True", "rows=x,y", "device=cpu")
+    assert options == Sample(run="a=b", beam=3, length_penalty=0.1, quiet=True, rows=["x", "y"], device="cpu")
+    assert read("rows=[x, y]").rows == ["x", "y"]
+    assert read("rows=").rows == read("rows=[]").rows == []
+    assert read("run=").run == ""
+
+
+def test_the_later_word_counts() -> None:
+    assert read("beam=3", "beam=5").beam == 5
+
+
+def test_list_defaults_are_not_shared() -> None:
+    read().rows.append("x")
+    assert read().rows == []
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("baem=3", "baem: unknown key; allowed: beam, device, length_penalty, quiet, rows, run; did you mean beam?"),
+        ("beam", "beam: is not of the form key=value; see `nmt sample --help`"),
+        ("--beam=4", "--beam=4: is not of the form key=value; write beam=4, without dashes"),
+        ("--length-penalty", "write length_penalty=..., without dashes"),
+        ("beam=0", "beam: 0 is out of range; allowed: >= 1"),
+        ("beam=2.5", "beam: '2.5' does not fit; allowed: a value of type INT"),
+        ("length_penalty=nan", "length_penalty: 'nan' does not fit"),
+        ("quiet=maybe", "quiet: 'maybe' does not fit; allowed: true, false"),
+        ("device=gpu", "device: 'gpu' is not a choice; allowed: auto, cpu, cuda"),
+        ("=3", "unknown key"),
+    ],
+)
+def test_mistakes_say_what_is_allowed(word: str, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        read(word)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("word", ["--help", "-h", "help"])
+def test_help_prints_every_option_and_stops(word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        read("nonsense", word)
+    assert caught.value.code == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("Usage: nmt sample [key=value ...]\n\nA sample.\n")
+    for line in (
+        "run=TEXT",
+        "beam=INT",
+        "quiet=true|false",
+        "no progress (default: false)",
+        "device=auto|cpu|cuda",
+        "(default: 0.6)",
+    ):
+        assert line in shown
+
+
+def test_usage_keeps_the_epilog_and_names_overrides() -> None:
+    text = usage(Sample, verb="nmt sample", summary="A sample.", epilog="  nmt sample run=x\n", rest=True)
+    assert "[config overrides ...]" in text.splitlines()[0]
+    assert text.endswith("\n\n  nmt sample run=x\n")
+
+
+def test_rest_returns_unknown_words_untouched_and_in_order() -> None:
+    words = ["model.units=3", "beam=2", "search=greedy", "a.b=[x,y]"]
+    options, rest = parse(Sample, words, verb="nmt sample", summary="", rest=True)
+    assert options == Sample(beam=2)
+    assert rest == ["model.units=3", "search=greedy", "a.b=[x,y]"]
+    with pytest.raises(UserError, match="key=value"):
+        parse(Sample, ["stray"], verb="nmt sample", summary="", rest=True)
+
+
+@given(st.text(), st.integers(min_value=1), st.floats(allow_nan=False, allow_infinity=False), st.booleans())
+def test_what_is_written_is_read(run: str, beam: int, penalty: float, quiet: bool) -> None:
+    options = read(f"run={run}", f"beam={beam}", f"length_penalty={penalty!r}", f"quiet={quiet}")
+    assert options == Sample(run=run, beam=beam, length_penalty=penalty, quiet=quiet)
+
+
+def test_an_unsupported_field_type_is_our_mistake() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Odd:
+        table: dict[str, str] = option(dict, "a table")
+
+    with pytest.raises(TypeError):
+        parse(Odd, [], verb="nmt odd", summary="")
+
+
+def test_importing_it_is_light() -> None:
+    code = "import sys, nmt.arguments; print(sorted({'torch', 'mlflow', 'ray', 'hydra', 'rich'} & set(sys.modules)))"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == "[]"
