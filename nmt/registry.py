@@ -51,6 +51,8 @@ _BUILT_IN: dict[str, dict[str, str]] = {
         "inverse_sqrt": "nmt.training.schedule:inverse_sqrt",
         "plateau": "nmt.training.schedule:constant",
         "exponential": "nmt.training.schedule:exponential",
+        "natural_exponential": "nmt.training.schedule:natural_exponential",
+        "inverse_time": "nmt.training.schedule:inverse_time",
     },
     "optimizer": {"adam": "distributed.optimizers:Adam", "sgd": "distributed.optimizers:Sgd"},
     "strategy": {"single": "distributed.single:SingleStrategy"},

@@ -14,11 +14,11 @@ import os
 import re
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 from nmt.errors import UserError
 
@@ -58,8 +58,13 @@ class RunStore(Protocol):
     def directory(self, run_id: str) -> Path:
         """Where the run's files can be read."""
 
-    def write_bytes(self, run_id: str, name: str, data: bytes) -> None:
-        """Put a file atomically: readers see the old content or the new."""
+    def write_bytes(
+        self, run_id: str, name: str, data: bytes, before_rename: Callable[[], None] | None = None
+    ) -> None:
+        """Put a file atomically: readers see the old content or the new.
+
+        `before_rename` is called when the data is written but not yet under its name: the point where tests kill.
+        """
 
     def write_text(self, run_id: str, name: str, text: str) -> None:
         """`write_bytes` of UTF-8 text."""
@@ -108,7 +113,9 @@ class LocalRunStore:
         """Where the run's files can be read."""
         return self.root / run_id
 
-    def write_bytes(self, run_id: str, name: str, data: bytes) -> None:
+    def write_bytes(
+        self, run_id: str, name: str, data: bytes, before_rename: Callable[[], None] | None = None
+    ) -> None:
         """Put a file atomically: readers see the old content or the new. Raises UserError where the disk refuses."""
         path = self.directory(run_id) / name
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -119,6 +126,8 @@ class LocalRunStore:
                     file.write(data)
                     file.flush()
                     os.fsync(file.fileno())
+                if before_rename:
+                    before_rename()
                 temporary.replace(path)
             except BaseException:
                 temporary.unlink(missing_ok=True)
@@ -200,15 +209,13 @@ class LocalRunStore:
             path.parent.mkdir(parents=True, exist_ok=True)
             lock = path.open("a")
         with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not _lock_patiently(lock):
                 status = self.status(run_id)
                 raise RunBusyError(
                     f"process {status.pid} on {status.host} is training this run",
                     where=run_id,
                     hint="wait for it, or stop it; the same command then resumes",
-                ) from None
+                )
             yield
 
     def is_claimed(self, run_id: str) -> bool:
@@ -237,6 +244,18 @@ class LocalRunStore:
         """Record the status, with this process, host and time as its sign of life."""
         alive = dataclasses.replace(status, pid=os.getpid(), host=socket.gethostname(), heartbeat=time.time())
         self.write_json(run_id, "status.json", dataclasses.asdict(alive))
+
+
+def _lock_patiently(lock: IO[str], attempts: int = 25) -> bool:
+    # A reader that asks `is_claimed` holds a shared lock for microseconds: only a lock that stays is a claim.
+    for _ in range(attempts):
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.01)
+        else:
+            return True
+    return False
 
 
 def check_format(data: Any, path: Path) -> None:

@@ -143,6 +143,8 @@ def _schedule(config: RunConfig) -> None:
         "inverse_sqrt": ("warmup_steps",),
         "plateau": ("plateau_patience",),
         "exponential": ("decay_steps",),
+        "natural_exponential": ("decay_steps",),
+        "inverse_time": ("decay_steps",),
     }.get(schedule.name, ())
     for name in needed:
         if getattr(schedule, name) < 1:

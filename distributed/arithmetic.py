@@ -1,0 +1,121 @@
+"""The arithmetic of the canonical step that every strategy shares; see `distributed.strategy`.
+
+Parameters and gradients live in flat buffers. Everything here gives the same bits whatever the number of threads, and
+whatever the cut of a buffer into shards, as long as cuts fall on chunk borders.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+
+CHUNK = 1 << 15  # elements; also the size below which torch never splits a reduction over threads
+_ALIGNMENT = 16  # elements: every parameter starts on a cache line
+
+
+class FlatParameters:
+    """A model's parameters, and one gradient buffer, as views into flat fp32 tensors.
+
+    `values` [elements] holds the parameters in registration order; `gradient` [elements] receives what backward passes
+    add. A shared parameter appears once.
+    """
+
+    def __init__(self, model: torch.nn.Module):
+        self.layout: dict[str, tuple[int, torch.Size]] = {}
+        self._parameters = dict(model.named_parameters())
+        size = 0
+        for name, parameter in self._parameters.items():
+            self.layout[name] = (size, parameter.shape)
+            size += math.ceil(parameter.numel() / _ALIGNMENT) * _ALIGNMENT
+        first = next(iter(self._parameters.values()))
+        self.values = torch.zeros(size, dtype=torch.float32, device=first.device)
+        for name, parameter in self._parameters.items():
+            view = self.view(self.values, name)
+            view.copy_(parameter.detach())
+            parameter.data = view
+        self._spare: list[torch.Tensor] = []
+        self.gradient = self.new_buffer()
+
+    def view(self, buffer: torch.Tensor, name: str) -> torch.Tensor:
+        """The part of a flat buffer that belongs to a parameter, in its shape."""
+        start, shape = self.layout[name]
+        return buffer[start : start + shape.numel()].view(shape)
+
+    def views(self, buffer: torch.Tensor) -> dict[str, torch.Tensor]:
+        """All parameters' parts of a flat buffer, by name."""
+        return {name: self.view(buffer, name) for name in self.layout}
+
+    def new_buffer(self) -> torch.Tensor:
+        """A flat buffer of zeros of the parameters' layout."""
+        return self._spare.pop().zero_() if self._spare else torch.zeros_like(self.values)
+
+    def release(self, buffer: torch.Tensor) -> None:
+        """Give a buffer back, to be used again by `new_buffer`."""
+        self._spare.append(buffer)
+
+    def collect_into(self, buffer: torch.Tensor) -> None:
+        """Let backward passes add gradients into `buffer` from now on."""
+        self.gradient = buffer
+        for name, parameter in self._parameters.items():
+            parameter.grad = self.view(buffer, name)
+
+
+class PairwiseSum:
+    """The sum of equally long buffers by a fixed binary tree, fed from left to right.
+
+    The tree depends on the number of leaves alone: neighbours of equal height are added as soon as both are there, and
+    what is left at the end is added from the right. At most log2(leaves) + 1 buffers are alive at a time.
+    """
+
+    def __init__(self, flat: FlatParameters):
+        self._flat = flat
+        self._nodes: list[tuple[int, torch.Tensor]] = []
+
+    def add(self, leaf: torch.Tensor) -> None:
+        """Take over the next leaf."""
+        height, node = 0, leaf
+        while self._nodes and self._nodes[-1][0] == height:
+            node = self._merge(self._nodes.pop()[1], node)
+            height += 1
+        self._nodes.append((height, node))
+
+    def result(self) -> torch.Tensor:
+        """The sum; no leaf may follow."""
+        node = self._nodes.pop()[1]
+        while self._nodes:
+            node = self._merge(self._nodes.pop()[1], node)
+        return node
+
+    def _merge(self, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        left.add_(right)
+        self._flat.release(right)
+        return left
+
+
+def chunks(*buffers: torch.Tensor, size: int = 8 * CHUNK) -> Iterator[tuple[torch.Tensor, ...]]:
+    """Cut buffers of one length at the same chunk borders, so that an update works in the cache."""
+    for start in range(0, buffers[0].numel(), size):
+        yield tuple(buffer[start : start + size] for buffer in buffers)
+
+
+def square_sums(buffer: torch.Tensor) -> list[float]:
+    """Sum of squares in fp64 of each chunk of a flat fp32 buffer."""
+    whole = buffer.numel() // CHUNK
+    norms = torch.linalg.vector_norm(buffer[: whole * CHUNK].view(whole, CHUNK), dim=1, dtype=torch.float64)
+    tail = torch.linalg.vector_norm(buffer[whole * CHUNK :], dtype=torch.float64)
+    return [norm * norm for norm in [*norms.tolist(), tail.item()]]
+
+
+def norm(sums: Sequence[float]) -> float:
+    """The 2-norm of a buffer from the square sums of its chunks, whoever computed them; nan or inf pass through."""
+    if not all(math.isfinite(value) for value in sums):
+        return math.nan if any(math.isnan(value) for value in sums) else math.inf
+    return math.sqrt(math.fsum(sums))
+
+
+def clip_(gradient: torch.Tensor, gradient_norm: float, max_norm: float) -> None:
+    """Scale a gradient in place so that its global norm is at most `max_norm` (Pascanu et al. 2013); 0: leave it."""
+    if max_norm and gradient_norm > max_norm:
+        gradient.mul_(max_norm / gradient_norm)

@@ -1,0 +1,1 @@
+"""Training: workload, loop, checkpoints, schedules."""

@@ -1,0 +1,163 @@
+"""Checkpoints: written whole or not at all, loaded without executing anything, checked against the configuration."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import pickle
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from nmt.config import explain_difference, from_dict, training_identity
+from nmt.config.schema import RunConfig
+from nmt.errors import UserError
+from nmt.runs import FORMAT_VERSION, RunStore, check_format
+from nmt.training.state import RunState
+
+if TYPE_CHECKING:
+    from nmt.data.tokenizer import Tokenizer
+    from nmt.models.seq2seq import Seq2Seq
+
+_NAME = re.compile(r"step-(\d{8})\.pt")
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A trained model with all that translating needs."""
+
+    model: Seq2Seq
+    config: RunConfig
+    source_tokenizer: Tokenizer
+    target_tokenizer: Tokenizer
+    step: int
+    digest: str
+
+
+def checkpoint_name(step: int) -> str:
+    """File name of a step's checkpoint, relative to the run directory."""
+    return f"checkpoints/step-{step:08d}.pt"
+
+
+def save_checkpoint(
+    store: RunStore,
+    run_id: str,
+    config: RunConfig,
+    state: RunState,
+    strategy_state: Mapping[str, Any],
+    before_rename: Callable[[], None] | None = None,
+) -> None:
+    """Write the checkpoint of `state.step`; then drop the older ones, but for `training.keep_last` and the best."""
+    from nmt.config import to_dict
+
+    buffer = io.BytesIO()
+    content = {
+        "format_version": FORMAT_VERSION,
+        "run_id": run_id,
+        "config": to_dict(config),
+        "identity": training_identity(config),
+        "state": state.to_dict(),
+        **strategy_state,
+    }
+    torch.save(content, buffer)
+    store.write_bytes(run_id, checkpoint_name(state.step), buffer.getvalue(), before_rename)
+    kept = set(list_checkpoints(store, run_id)[-config.training.keep_last :])
+    if state.best:
+        kept.add(state.best.step)
+    for step in list_checkpoints(store, run_id):
+        if step not in kept:
+            store.delete(run_id, checkpoint_name(step))
+
+
+def list_checkpoints(store: RunStore, run_id: str) -> list[int]:
+    """Steps of the checkpoints that a run has, ascending."""
+    directory = store.directory(run_id) / "checkpoints"
+    matches = (_NAME.fullmatch(path.name) for path in directory.glob("step-*.pt"))
+    return sorted(int(match[1]) for match in matches if match)
+
+
+def find_checkpoint(store: RunStore, run_id: str, which: str = "best") -> Path:
+    """The file of a run's `best` or `last` checkpoint. Raises UserError where there is none yet."""
+    steps = list_checkpoints(store, run_id)
+    if not steps:
+        raise UserError(
+            "has no checkpoint yet", where=f"run {run_id}", hint="one is written at each evaluation of its training"
+        )
+    step = steps[-1]
+    if which == "best":
+        state = RunState.from_dict(read_checkpoint(store.directory(run_id) / checkpoint_name(step))["state"])
+        step = state.best.step if state.best else step
+    return store.directory(run_id) / checkpoint_name(step)
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint's content on the CPU: tensors and plain data only, nothing in it is executed.
+
+    Raises UserError for a missing, damaged or newer file.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise UserError("no such checkpoint", where=str(path)) from error
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        raise UserError("is not a readable checkpoint", where=str(path), hint="choose another one") from error
+    check_format(content, path)
+    if not {"config", "identity", "state", "parameters"} <= content.keys():
+        raise UserError("is not a checkpoint of this package", where=str(path))
+    return dict(content)
+
+
+def check_identity(content: Mapping[str, Any], config: RunConfig, path: Path) -> None:
+    """Refuse a checkpoint that was trained under another configuration, naming the keys that differ."""
+    differences = explain_difference(content["identity"], training_identity(config))
+    if differences:
+        raise UserError(
+            f"belongs to another configuration: {', '.join(differences)}",
+            where=str(path),
+            hint="give that configuration, or remove the file",
+        )
+
+
+def load_model(path: Path, device: str = "cpu") -> LoadedModel:
+    """The model of a checkpoint, with its tokenizers and configuration, ready to translate on `device`."""
+    from nmt.data.prepare import load_tokenizers
+    from nmt.models.seq2seq import build_model
+
+    content = read_checkpoint(path)
+    config = from_dict(content["config"])
+    source_tokenizer, target_tokenizer = load_tokenizers(path.parents[1] / "tokenizers")
+    model = build_model(config.model, source_tokenizer.size, target_tokenizer.size, config.loss, seed=config.seed)
+    model.load_state_dict(content["parameters"], strict=False)
+    missing = dict(model.named_parameters()).keys() - content["parameters"].keys()
+    if missing:
+        raise UserError(f"lacks parameters {', '.join(sorted(missing))}", where=str(path))
+    return LoadedModel(
+        model=model.to(device).eval(),
+        config=config,
+        source_tokenizer=source_tokenizer,
+        target_tokenizer=target_tokenizer,
+        step=content["state"]["step"],
+        digest=digest_tensors(content["parameters"]),
+    )
+
+
+def digest_tensors(tensors: Mapping[str, Any]) -> str:
+    """sha256 over names, shapes and bytes of (nested) tensors in the order of their names, as 64 hexadecimal digits."""
+    sha = hashlib.sha256()
+
+    def add(prefix: str, value: Any) -> None:
+        if isinstance(value, torch.Tensor):
+            sha.update(f"{prefix}:{value.dtype}:{tuple(value.shape)}\n".encode())
+            sha.update(value.detach().cpu().contiguous().numpy().data)
+        elif isinstance(value, Mapping):
+            for name in sorted(value):
+                add(f"{prefix}/{name}", value[name])
+        else:
+            sha.update(f"{prefix}:{value!r}\n".encode())
+
+    add("", tensors)
+    return sha.hexdigest()

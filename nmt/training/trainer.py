@@ -1,0 +1,294 @@
+"""The training loop: steps of a strategy, evaluations between them, checkpoints that a killed run resumes from exactly."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+import torch
+
+from distributed.strategy import StepStats, Strategy
+from nmt.config.schema import RunConfig
+from nmt.runs import RunStatus, RunStore
+from nmt.training.checkpoint import (
+    check_identity,
+    checkpoint_name,
+    digest_tensors,
+    list_checkpoints,
+    read_checkpoint,
+    save_checkpoint,
+)
+from nmt.training.faults import Faults
+from nmt.training.state import Best, RunState
+
+Record = dict[str, Any]
+Validate = Callable[[torch.nn.Module], dict[str, float]]
+
+
+class Observer(Protocol):
+    """Somebody who watches a run: a progress bar, a tracker. Called between steps, outside the training clock."""
+
+    def started(self, state: RunState, config: RunConfig) -> None:
+        """Training begins, or goes on from `state.step`."""
+
+    def trained(self, step: int, record: Record | None) -> None:
+        """A step is done; `record` is its line of metrics.jsonl where one was written."""
+
+    def evaluated(self, record: Record) -> None:
+        """An evaluation is recorded and its checkpoint written."""
+
+    def ended(self) -> None:
+        """Training is over or interrupted; also called after an error."""
+
+
+class Interrupted(Exception):
+    """A signal asked the run to stop; a checkpoint of the last finished step is written."""
+
+
+class Trainer:
+    """One run's training.
+
+    Parameters
+    ----------
+    store, run_id, config: where the run lives and what it is.
+    strategy: started already.
+    validate: scores the current model.
+    vocabulary: target vocabulary size, for the collapse check.
+    timing: `exclusive` where nothing else ran on the machine's cores, else `shared`.
+    status: what to record progress on.
+    """
+
+    def __init__(
+        self,
+        store: RunStore,
+        run_id: str,
+        config: RunConfig,
+        strategy: Strategy,
+        validate: Validate,
+        *,
+        vocabulary: int,
+        timing: str,
+        status: Callable[..., RunStatus],
+        observer: Observer,
+    ):
+        self.store, self.run_id, self.config, self.strategy = store, run_id, config, strategy
+        self.validate, self.vocabulary, self.timing = validate, vocabulary, timing
+        self.status, self.observer = status, observer
+        self.faults = Faults(config.faults)
+        self.state = RunState()
+        self._replay: frozenset[int] = frozenset()
+        self._since_log = (0, 0.0)
+
+    def run(self) -> tuple[str, str]:
+        """Train to the end of the budget; returns the final state and its reason.
+
+        The state is `finished` (reason `budget` or `patience`) or `diverged` (reason in words). Raises Interrupted after
+        a signal.
+        """
+        self._resume()
+        state, config = self.state, self.config
+        self.observer.started(state, config)
+        try:
+            with StopSignals() as stop:
+                while state.step < config.training.max_steps and not self._out_of_patience():
+                    stats = self._step()
+                    if not (math.isfinite(stats.loss) and math.isfinite(stats.gradient_norm)):
+                        return "diverged", self._give_up(stats)
+                    record = self._log(stats) if state.step % config.training.log_every_steps == 0 else None
+                    self.observer.trained(state.step, record)
+                    every = config.training.checkpoint_every_steps
+                    if self._evaluation_is_due():
+                        evaluation = self._evaluate()
+                        if self._has_collapsed(evaluation):
+                            return "diverged", f"validation log-perplexity above ln(vocabulary) at step {state.step}"
+                    elif stop.requested or (every and state.step % every == 0):
+                        self._save()
+                    if stop.requested and state.step < config.training.max_steps:
+                        raise Interrupted
+        finally:
+            self.observer.ended()
+        return "finished", "patience" if self._out_of_patience() else "budget"
+
+    def _step(self) -> StepStats:
+        begin = time.perf_counter()
+        stats = self.strategy.step(self.state.step + 1, self.state.rate_scale)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.state.seconds += time.perf_counter() - begin
+        self.state.step += 1
+        self.state.target_tokens += stats.target_tokens
+        return stats
+
+    def _log(self, stats: StepStats) -> Record:
+        state = self.state
+        tokens, seconds = self._since_log
+        speed = (state.target_tokens - tokens) / max(state.seconds - seconds, 1e-9)
+        self._since_log = (state.target_tokens, state.seconds)
+        record: Record = {
+            "kind": "train",
+            "step": state.step,
+            "loss": stats.loss,
+            "loss_hex": float.hex(stats.loss),
+            "learning_rate": stats.learning_rate,
+            "gradient_norm": stats.gradient_norm,
+            "target_tokens": state.target_tokens,
+            "seconds": state.seconds,
+            "tokens_per_second": speed,
+            "timing": self.timing,
+        }
+        self._write(record)
+        self.store.set_status(self.run_id, self.status(step=state.step, tokens_per_second=speed))
+        return record
+
+    def _evaluate(self) -> Record:
+        state = self.state
+        begin = time.perf_counter()
+        self.strategy.synchronize()
+        with self.strategy.evaluation_model() as model:
+            metrics = self.validate(model)
+        self.faults.reach("evaluation", state.step)
+        snapshot = self.strategy.state()
+        best = self._rank(metrics)
+        state.evaluation_steps.append(state.step)
+        state.seconds_at_evaluation = state.seconds
+        record: Record = {
+            "kind": "evaluation",
+            "step": state.step,
+            "target_tokens": state.target_tokens,
+            "seconds": state.seconds,
+            "evaluation_seconds": time.perf_counter() - begin,
+            **metrics,
+            "best": best,
+            "parameters_sha256": digest_tensors(snapshot["parameters"]),
+            "optimizer_sha256": digest_tensors(snapshot["optimizer"]),
+            "timing": self.timing,
+        }
+        self._write(record)
+        self.store.set_status(self.run_id, self.status(step=state.step, latest=metrics))
+        self.faults.reach("recorded", state.step)
+        self._save(snapshot)
+        self.observer.evaluated(record)
+        return record
+
+    def _rank(self, metrics: Mapping[str, float]) -> bool:
+        state, schedule = self.state, self.config.schedule
+        value = metrics[f"val/decode/{self.config.validation.metric}"]
+        if state.best is None or value > state.best.metrics[f"val/decode/{self.config.validation.metric}"]:
+            state.best = Best(state.step, dict(metrics), state.target_tokens, state.seconds)
+            state.evaluations_since_best = state.evaluations_since_decay = 0
+            return True
+        state.evaluations_since_best += 1
+        state.evaluations_since_decay += 1
+        if schedule.name == "plateau" and state.evaluations_since_decay >= schedule.plateau_patience:
+            floor = schedule.minimum_rate / self.config.optimizer.learning_rate
+            state.rate_scale = max(floor, state.rate_scale * schedule.decay_rate)
+            state.evaluations_since_decay = 0
+        return False
+
+    def _evaluation_is_due(self) -> bool:
+        state, validation = self.state, self.config.validation
+        if state.step == self.config.training.max_steps:
+            return True
+        if validation.every_steps and state.step % validation.every_steps == 0:
+            return True
+        if not validation.every_minutes:
+            return False
+        if state.step <= max(self._replay, default=0):
+            # Steps done again after a crash: the clock already spoke, and the run must not depend on how often it dies.
+            return state.step in self._replay
+        return state.seconds - state.seconds_at_evaluation >= 60.0 * validation.every_minutes
+
+    def _out_of_patience(self) -> bool:
+        patience = self.config.validation.patience
+        return bool(patience) and self.state.evaluations_since_best >= patience
+
+    def _has_collapsed(self, record: Record) -> bool:
+        log_perplexity = record["val/teacher_forced/log_perplexity"]
+        return not log_perplexity <= math.log(self.vocabulary) + self.config.training.collapse_margin
+
+    def _give_up(self, stats: StepStats) -> str:
+        """Record a step whose loss or gradient was not finite; its update was not applied, so the model can be scored."""
+        self._log(stats)
+        self._evaluate()
+        return f"loss {stats.loss}, gradient norm {stats.gradient_norm} at step {stats.index}"
+
+    def _write(self, record: Record) -> None:
+        # Non-finite numbers are written as JSON's common extension; every reader of ours accepts it.
+        self.store.append_line(self.run_id, "metrics.jsonl", json.dumps(record))
+
+    def _save(self, snapshot: Mapping[str, Any] | None = None) -> None:
+        state = self.state
+        state.metrics_bytes = (self.store.directory(self.run_id) / "metrics.jsonl").stat().st_size
+        save_checkpoint(
+            self.store,
+            self.run_id,
+            self.config,
+            state,
+            snapshot or self.strategy.state(),
+            before_rename=lambda: self.faults.reach("checkpoint", state.step),
+        )
+
+    def _resume(self) -> None:
+        """Go on from the newest checkpoint; without one, from the start."""
+        past = self._recorded_evaluation_steps()
+        steps = list_checkpoints(self.store, self.run_id)
+        if not steps:
+            self.store.delete(self.run_id, "metrics.jsonl")
+            self._write({"kind": "header", "format_version": 1, "run_id": self.run_id})
+        else:
+            path = self.store.directory(self.run_id) / checkpoint_name(steps[-1])
+            content = read_checkpoint(path)
+            check_identity(content, self.config, path)
+            self.state = RunState.from_dict(content["state"])
+            self.strategy.load_state(content)
+            self.store.truncate(self.run_id, "metrics.jsonl", self.state.metrics_bytes)
+        self._replay = frozenset(past - set(self.state.evaluation_steps))
+        self._since_log = (self.state.target_tokens, self.state.seconds)
+
+    def _recorded_evaluation_steps(self) -> set[int]:
+        path = self.store.directory(self.run_id) / "metrics.jsonl"
+        if not path.exists():
+            return set()
+        steps = set()
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                record = json.loads(line)
+            except ValueError:
+                continue  # the last line of a killed process may be torn
+            if record.get("kind") == "evaluation":
+                steps.add(record["step"])
+        return steps
+
+
+class StopSignals(AbstractContextManager["StopSignals"]):
+    """SIGINT and SIGTERM ask for a stop at the next step boundary; a second one stops the process at once.
+
+    Outside the main thread, where Python allows no handlers, it never asks for anything.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> StopSignals:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            try:
+                self._previous[number] = signal.signal(number, self._handle)
+            except ValueError:
+                break
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: object) -> None:
+        if self.requested:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        self.requested = True

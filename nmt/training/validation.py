@@ -1,0 +1,36 @@
+"""Evaluation during training: free-running decoding of the validation split, and teacher-forced perplexity beside it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from nmt.config.schema import RunConfig
+from nmt.data.prepare import PreparedData
+from nmt.data.tokenizer import to_text
+from nmt.evaluation.decode import decode, log_perplexity
+from nmt.evaluation.metrics import score
+from nmt.models.seq2seq import Seq2Seq
+
+
+class Validation:
+    """The validation split of a run, scored with `validation.search`."""
+
+    def __init__(self, config: RunConfig, prepared: PreparedData, device: str):
+        self.config, self.prepared, self.device = config, prepared, device
+        count = len(prepared.validation.source)
+        self.count = min(config.validation.max_sentences or count, count)
+
+    def __call__(self, model: torch.nn.Module) -> dict[str, float]:
+        """`val/decode/<metric>` for every metric, and `val/teacher_forced/log_perplexity` in nats per token."""
+        assert isinstance(model, Seq2Seq)
+        split, config, tokenizer = self.prepared.validation, self.config, self.prepared.target_tokenizer
+        n_best = decode(model, split.source[: self.count], config.validation.search, self.device)
+        hypotheses = [
+            to_text(tokenizer, hypotheses[0].tokens, config.data, config.data.target_language) for hypotheses in n_best
+        ]
+        scores = score(hypotheses, split.target_text[: self.count], config.data.target_language)
+        record: dict[str, Any] = {f"val/decode/{name}": value for name, value in scores.items() if name != "signatures"}
+        record["val/teacher_forced/log_perplexity"] = log_perplexity(model, split, self.device, limit=self.count)
+        return record
