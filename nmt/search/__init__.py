@@ -1,0 +1,1 @@
+"""Search: from a model's next-token distributions to the best hypotheses."""
