@@ -1,0 +1,160 @@
+"""The recurrent decoder: its training form over a whole target, and one step of it for decoding."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from nmt import registry
+from nmt.config.schema import DecoderConfig
+from nmt.models.attention import Attention, Memory, NoAttention
+from nmt.models.cells import Cell, State
+from nmt.models.dropout import Dropout
+from nmt.models.layers import Affine
+
+DecoderState = tuple[
+    Tensor, ...
+]  # every cell's state parts [batch, k, h] in order, then the last context [batch, k, C]
+
+
+class _Masks(NamedTuple):
+    """Dropout masks of one step: of each layer's input (the first one's context part only) and of each layer's output."""
+
+    inputs: list[Tensor | None]
+    outputs: list[Tensor | None]
+
+
+class RecurrentDecoder(nn.Module):
+    """A stack of cells with input feeding of the context, attention and a tanh mixing layer (Britz et al. 2017, section 2).
+
+        s_t = cells([embedding_t; context_{t-1}])    context_t = attend(s_t)    mix_t = tanh(W [s_t; context_t] + b)
+
+    The context before the first step is zero. The query is the top cell's output of the *same* step (Luong et al. 2015).
+    Without attention the input is the embedding and the mix is the cells' output itself.
+
+    Parameters
+    ----------
+    config: units h, layers L and cell.
+    attention: the attention to use, which the decoder owns from now on.
+    embedding_units: width e of the target embeddings.
+    """
+
+    def __init__(self, config: DecoderConfig, attention: Attention | NoAttention, embedding_units: int):
+        super().__init__()
+        make = registry.lookup("cell", config.cell.kind, "model.decoder.cell.kind")
+        widths = [embedding_units + attention.context_units] + [config.units] * (config.layers - 1)
+        self.cells = nn.ModuleList(make(width, config.units, config.cell) for width in widths)
+        self.attention = attention
+        self.mix = Affine(config.units + attention.context_units, config.units) if attention.context_units else None
+        self.config = config.cell
+        self.embedding_units = embedding_units
+        self.output_units = config.units
+        self.state_units = sum(cell.state_parts * cell.units for cell in self._stack)
+
+    @property
+    def _stack(self) -> list[Cell]:
+        return [cell for cell in self.cells if isinstance(cell, Cell)]
+
+    def forward(self, embedded: Tensor, memory: Memory, first: Tensor, dropout: Dropout) -> Tensor:
+        """Training form: outputs of the mixing layer [time, batch, h], before the softmax layer.
+
+        `embedded` [time, batch, e] holds the embeddings of the given previous target tokens, `first` [batch, state_units]
+        the cells' first states side by side.
+        """
+        time, batch, _ = embedded.shape
+        embedded, masks = self._draw_masks(embedded, dropout)
+        projected = self._stack[0].project_inputs(embedded).unbind(0)
+        states = self._split(first)
+        context = first.new_zeros(batch, self.attention.context_units)
+        columns = self._stack[0].input_columns(self.embedding_units)
+        tops, contexts = [], []
+        for t in range(time):
+            states, top, context, _ = self._advance(projected[t], columns, states, context, memory, masks[t])
+            tops.append(top)
+            contexts.append(context)
+        return self._mix(torch.stack(tops), torch.stack(contexts))
+
+    def start(self, first: Tensor, k: int) -> DecoderState:
+        """The state before the first step of k hypotheses a sentence, from `first` [batch, state_units]."""
+        context = first.new_zeros(first.shape[0], self.attention.context_units)
+        parts = [part for state in self._split(first) for part in state]
+        return tuple(part.unsqueeze(1).expand(-1, k, -1) for part in (*parts, context))
+
+    def step(self, embedded: Tensor, state: DecoderState, memory: Memory) -> tuple[Tensor, DecoderState, Tensor]:
+        """One step of k hypotheses a sentence: mix [batch, k, h], next state, attention weights [batch, k, time].
+
+        `embedded` [batch, k, e] holds the embeddings of the previous tokens.
+        """
+        batch, k, _ = embedded.shape
+        *parts, context = (part.flatten(0, 1) for part in state)
+        remaining = iter(parts)
+        states = [tuple(next(remaining) for _ in range(cell.state_parts)) for cell in self._stack]
+        projected = self._stack[0].project_inputs(embedded.flatten(0, 1))
+        columns = self._stack[0].input_columns(self.embedding_units)
+        nothing: list[Tensor | None] = [None] * len(states)
+        states, top, context, weights = self._advance(
+            projected, columns, states, context, memory, _Masks(nothing, nothing), k
+        )
+        new = (*(part for state in states for part in state), context)
+        mix = self._mix(top, context)
+        return mix.unflatten(0, (batch, k)), tuple(part.unflatten(0, (batch, k)) for part in new), weights
+
+    def _advance(
+        self,
+        projected: Tensor,
+        columns: Tensor,
+        states: list[State],
+        context: Tensor,
+        memory: Memory,
+        masks: _Masks,
+        k: int = 1,
+    ) -> tuple[list[State], Tensor, Tensor, Tensor]:
+        """One step for batch · k rows; `projected` [rows, gates] holds the embedding's part of the first layer's input."""
+        new: list[State] = []
+        top = projected
+        for layer, cell in enumerate(self._stack):
+            if layer > 0:
+                projected = cell.project_inputs(_masked(top, masks.inputs[layer]))
+            elif self.attention.context_units:
+                projected = torch.addmm(projected, _masked(context, masks.inputs[0]), columns)
+            new.append(cell.step(projected, states[layer]))
+            top = _masked(new[-1][0], masks.outputs[layer])
+        contexts, weights = self.attention.attend(top.unflatten(0, (-1, k)), memory)
+        return new, top, contexts.flatten(0, 1), weights
+
+    def _mix(self, top: Tensor, context: Tensor) -> Tensor:
+        if self.mix is None:
+            return top
+        return self.mix(torch.cat((top, context.to(top.dtype)), dim=-1)).tanh()
+
+    def _split(self, first: Tensor) -> list[State]:
+        parts = iter(first.split(self.output_units, dim=-1))
+        return [tuple(next(parts) for _ in range(cell.state_parts)) for cell in self._stack]
+
+    def _draw_masks(self, embedded: Tensor, dropout: Dropout) -> tuple[Tensor, list[_Masks]]:
+        """Masks for every step, drawn once a layer; those on the embeddings are applied here."""
+        time, batch, width = embedded.shape
+        inputs: list[tuple[Tensor | None, ...]] = []
+        outputs: list[tuple[Tensor | None, ...]] = []
+        for layer, cell in enumerate(self._stack):
+            shape = (time, batch, cell.input_units)
+            mask = dropout.mask(f"decoder.{layer}.input", shape, self.config.dropout_input, embedded)
+            if layer == 0 and mask is not None:
+                embedded = embedded * mask[..., :width]
+                mask = mask[..., width:]
+            inputs.append(_by_step(mask, time))
+            shape = (time, batch, cell.units)
+            mask = dropout.mask(f"decoder.{layer}.output", shape, self.config.dropout_output, embedded)
+            outputs.append(_by_step(mask, time))
+        steps = zip(zip(*inputs, strict=True), zip(*outputs, strict=True), strict=True)
+        return embedded, [_Masks(list(ins), list(outs)) for ins, outs in steps]
+
+
+def _by_step(mask: Tensor | None, time: int) -> tuple[Tensor | None, ...]:
+    return (None,) * time if mask is None else mask.unbind(0)
+
+
+def _masked(x: Tensor, mask: Tensor | None) -> Tensor:
+    return x if mask is None else x * mask

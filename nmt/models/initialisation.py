@@ -1,0 +1,105 @@
+"""First values of the parameters, each drawn from a stream of its own.
+
+A module states the distribution of its own parameters through a method `first_values()`; `initialise` draws them. The
+stream of a parameter is addressed by (seed, parameter name), so adding or removing a parameter shifts no other, and the
+draw is made on the CPU in float32, so that every device and precision starts from the same values.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from nmt.config.schema import InitialisationConfig
+
+
+@dataclass(frozen=True)
+class Glorot:
+    """U(-a, a) with a = sqrt(6 / (fan_in + fan_out)) (Glorot and Bengio 2010, equation 16).
+
+    `blocks` holds (rows, fan_in, fan_out) for consecutive rows of the parameter, because a cell keeps matrices of different
+    shape on top of each other, and because TensorFlow counts the fans of the joint matrix on [x; h].
+    """
+
+    blocks: tuple[tuple[int, int, int], ...]
+
+    @classmethod
+    def of(cls, fan_in: int, fan_out: int, rows: int = 0) -> Glorot:
+        """One block; `rows` may be left out, and then it covers the whole parameter."""
+        return cls(((rows, fan_in, fan_out),))
+
+    def limits(self, rows: int) -> Tensor:
+        """Half-width of the distribution for each row: [rows]."""
+        if len(self.blocks) == 1:
+            _, fan_in, fan_out = self.blocks[0]
+            return torch.full((rows,), math.sqrt(6 / (fan_in + fan_out)))
+        return torch.cat([torch.full((count,), math.sqrt(6 / (i + o))) for count, i, o in self.blocks])
+
+
+@dataclass(frozen=True)
+class Constant:
+    """The same value everywhere, or `head` in the first `head_rows` elements and `value` in the rest."""
+
+    value: float
+    head: float = 0.0
+    head_rows: int = 0
+
+
+Draw = Glorot | Constant
+
+
+@runtime_checkable
+class Initialised(Protocol):
+    """A module that knows the distributions of the parameters it owns itself (not those of its children)."""
+
+    def first_values(self) -> Mapping[str, Draw]:
+        """Distribution of each own parameter, by its attribute name."""
+
+
+def initialise(model: nn.Module, config: InitialisationConfig, seed: int) -> None:
+    """Draw every parameter of `model` in place.
+
+    `glorot_uniform` is TensorFlow's default of early 2017 for every matrix, embedding and the vector of additive attention;
+    `uniform` draws matrices and embeddings from U(-scale, scale) and leaves vectors as they are there. Biases are constants
+    in both. A parameter that several modules share is drawn once, under its first name. A module without `first_values`
+    (of another package) gets Glorot matrices and zero vectors.
+    """
+    drawn: set[int] = set()
+    for path, module in model.named_modules():
+        draws = module.first_values() if isinstance(module, Initialised) else {}
+        for name, parameter in module.named_parameters(recurse=False):
+            if id(parameter) in drawn:
+                continue
+            drawn.add(id(parameter))
+            draw = draws.get(name) or _usual(parameter)
+            with torch.no_grad():
+                parameter.copy_(_first_value(f"{path}.{name}" if path else name, parameter.shape, draw, config, seed))
+
+
+def _first_value(name: str, shape: torch.Size, draw: Draw, config: InitialisationConfig, seed: int) -> Tensor:
+    if isinstance(draw, Constant):
+        value = torch.full(shape, draw.value)
+        value[: draw.head_rows] = draw.head if draw.head_rows else draw.value
+        return value
+    unit = torch.empty(shape).uniform_(-1.0, 1.0, generator=stream(f"{seed}/init/{name}"))
+    if config.name == "uniform" and len(shape) > 1:
+        return unit * config.scale
+    return unit * draw.limits(shape[0]).view(-1, *[1] * (len(shape) - 1))
+
+
+def _usual(parameter: nn.Parameter) -> Draw:
+    if parameter.dim() < 2:
+        return Constant(0.0)
+    return Glorot.of(parameter[0].numel(), parameter.shape[0])
+
+
+def stream(address: str, device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator whose seed is the 63-bit BLAKE2b digest of `address`; the same address always gives the same numbers."""
+    digest = hashlib.blake2b(address.encode(), digest_size=8).digest()
+    return torch.Generator(device=device).manual_seed(int.from_bytes(digest, "big") >> 1)

@@ -1,0 +1,40 @@
+"""Layers that wait for their first parameters: nothing is drawn until `nmt.models.initialisation.initialise` draws by name."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from nmt.models.initialisation import Constant, Draw, Glorot
+
+
+class Affine(nn.Linear):
+    """`x W^T + b` with `W [out, in]`; holds NaN until it is initialised or loaded, so a forgotten weight shows."""
+
+    def reset_parameters(self) -> None:
+        """Fill with NaN instead of drawing from the global generator."""
+        with torch.no_grad():
+            for parameter in self.parameters():
+                parameter.fill_(float("nan"))
+
+    def first_values(self) -> dict[str, Draw]:
+        """How each parameter starts; see `nmt.models.initialisation`."""
+        return {"weight": Glorot.of(self.in_features, self.out_features), "bias": Constant(0.0)}
+
+
+class Table(nn.Embedding):
+    """An embedding table `[vocabulary, units]` without a padding row; holds NaN until it is initialised or loaded."""
+
+    def reset_parameters(self) -> None:
+        """Fill with NaN instead of drawing from the global generator."""
+        with torch.no_grad():
+            self.weight.fill_(float("nan"))
+
+    def first_values(self) -> dict[str, Draw]:
+        """How the table starts; see `nmt.models.initialisation`."""
+        return {"weight": Glorot.of(self.num_embeddings, self.embedding_dim)}
+
+
+def empty(*shape: int) -> nn.Parameter:
+    """A parameter that holds NaN until it is initialised or loaded."""
+    return nn.Parameter(torch.full(shape, float("nan")))

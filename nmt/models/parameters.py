@@ -1,0 +1,37 @@
+"""Counting parameters: of a model, and of a configuration before any corpus is read."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from nmt.config.schema import RunConfig
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Number of trainable numbers; a parameter that several layers share counts once."""
+    return sum(parameters_by_module(model).values())
+
+
+def parameters_by_module(model: nn.Module) -> dict[str, int]:
+    """The same count by module, two levels deep: `{"encoder.forwards": ..., "decoder.attention": ..., ...}`."""
+    counts: dict[str, int] = {}
+    for name, parameter in model.named_parameters():
+        module = ".".join(name.split(".")[:-1][:2])
+        counts[module] = counts.get(module, 0) + parameter.numel()
+    return counts
+
+
+def planned_parameters(config: RunConfig) -> int:
+    """Parameters of the model that `config` describes, at its declared `tokenizer.vocab_size`.
+
+    Builds the model without memory for its values, so it takes milliseconds at any size and reads no corpus.
+    """
+    from nmt.models.seq2seq import build_model
+
+    with torch.device("meta"):
+        model = build_model(config.model, config.tokenizer.vocab_size, config.tokenizer.vocab_size)
+    return count_parameters(model)

@@ -1,0 +1,213 @@
+"""The sequence-to-sequence model: embeddings, encoder, bridge, decoder and softmax layer put together by a configuration."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nmt import registry
+from nmt.config.schema import LossConfig, ModelConfig
+from nmt.errors import UserError, did_you_mean
+from nmt.models.attention import Memory
+from nmt.models.decoder import DecoderState
+from nmt.models.dropout import NO_DROPOUT, Dropout
+from nmt.models.encoder import EncoderOutput
+from nmt.models.initialisation import initialise
+from nmt.models.layers import Affine, Table
+from nmt.models.loss import ordered_sum, token_losses
+
+
+class Encoded(NamedTuple):
+    """Encoded source sentences; every tensor has the batch first, so sentences are picked by indexing each field.
+
+    keys: [batch, time, A]; values: [batch, time, C]; mask: [batch, time], true on real tokens; final_state: [batch, S].
+    """
+
+    keys: Tensor
+    values: Tensor
+    mask: Tensor
+    final_state: Tensor
+
+
+class Batch(Protocol):
+    """Parallel sentences as the model reads them; see `nmt.data.batching.Batch`. Padded positions hold any valid id."""
+
+    source: Tensor
+    source_lengths: Tensor
+    target_input: Tensor
+    target_output: Tensor
+    target_lengths: Tensor
+
+
+class Slot(Protocol):
+    """A micro-batch with its dropout masks; `target_tokens` is the sum of the batch's target lengths."""
+
+    @property
+    def batch(self) -> Any:
+        """A `Batch`."""
+
+    @property
+    def dropout(self) -> Dropout:
+        """The slot's masks."""
+
+    @property
+    def target_tokens(self) -> int:
+        """Target tokens whose losses are summed."""
+
+
+@dataclass(frozen=True)
+class ModelStage:
+    """One of the model's stages; see `distributed.strategy.Stage`."""
+
+    name: str
+    run: Callable[[Any, Mapping[str, Tensor]], dict[str, Tensor]]
+
+    def __call__(self, slot: Any, carried: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Compute this stage's share for `slot` from what the stage before returned."""
+        return self.run(slot, carried)
+
+
+class Seq2Seq(nn.Module):
+    """An encoder-decoder with or without attention (Britz et al. 2017, section 2).
+
+    Pure: a call changes nothing on the module, and all randomness is handed in as `dropout`.
+
+    Parameters
+    ----------
+    config: the architecture.
+    source_vocab, target_vocab: vocabulary sizes, special tokens included.
+    loss: label smoothing and chunks of the training loss.
+
+    Raises UserError for unknown component options, for a shared table of two sizes and for a tied layer of another width.
+    """
+
+    def __init__(self, config: ModelConfig, source_vocab: int, target_vocab: int, loss: LossConfig):
+        super().__init__()
+        self.config, self.loss_config = config, loss
+        self.source_vocab, self.target_vocab = source_vocab, target_vocab
+        e = config.embedding.units
+        if config.embedding.share and source_vocab != target_vocab:
+            raise UserError(
+                f"vocabularies of {source_vocab} and {target_vocab} entries cannot share a table",
+                where="model.embedding.share",
+                hint="tokenizer.joint=true, or model.embedding.share=false",
+            )
+        self.source_embedding = Table(source_vocab, e)
+        self.target_embedding = self.source_embedding if config.embedding.share else Table(target_vocab, e)
+        self.encoder = _component("encoder", config.encoder, e)
+        attention = _component("attention", config.attention, config.decoder.units, self.encoder.output_units)
+        self.decoder = _component("decoder", config.decoder, attention, e)
+        self.bridge = _component("bridge", config.bridge, self.encoder.state_units, self.decoder.state_units)
+        self.output = Affine(self.decoder.output_units, target_vocab)
+        if config.embedding.tie_output:
+            if self.decoder.output_units != e:
+                raise UserError(
+                    f"the output layer has {self.decoder.output_units} columns and the embedding {e}",
+                    where="model.embedding.tie_output",
+                    hint="make model.embedding.units and model.decoder.units equal",
+                )
+            self.output.weight = self.target_embedding.weight
+
+    def encode(self, source: Tensor, lengths: Tensor, dropout: Dropout = NO_DROPOUT) -> Encoded:
+        """Encode sentences [batch, time] of `lengths` [batch] tokens (EOS counted); padding holds any valid id."""
+        outputs, final_state = self._encode(source, lengths, dropout)
+        return Encoded(*self.decoder.attention.keys(outputs, lengths), final_state)
+
+    def start(self, encoded: Encoded, k: int) -> DecoderState:
+        """The decoder's state before the first token, for k hypotheses a sentence: tensors [batch, k, …]."""
+        return self.decoder.start(self.bridge(encoded.final_state), k)
+
+    def step(self, tokens: Tensor, state: DecoderState, encoded: Encoded) -> tuple[Tensor, DecoderState, Tensor]:
+        """One decoding step of k hypotheses a sentence, which share the sentence's memory.
+
+        `tokens` [batch, k] are the previous tokens (SOS at first). Returns logits [batch, k, V], the next state and the
+        attention weights [batch, k, time] (zeros without attention).
+        """
+        memory = Memory(encoded.keys, encoded.values, encoded.mask)
+        mix, state, weights = self.decoder.step(self.target_embedding(tokens), state, memory)
+        return self.output(mix), state, weights
+
+    def forward(self, batch: Batch, dropout: Dropout = NO_DROPOUT, label_smoothing: float = 0.0) -> Tensor:
+        """Losses of a batch's real target tokens under teacher forcing, in nats, time by time: [tokens].
+
+        Without smoothing these are the negative log-probabilities that log-perplexity averages.
+        """
+        outputs, final_state = self._encode(batch.source, batch.source_lengths, dropout)
+        mix = self._decode(batch, outputs, final_state, dropout)
+        tokens = int(batch.target_lengths.sum())
+        return self._losses(mix, batch, tokens, label_smoothing)
+
+    def stages(self) -> list[ModelStage]:
+        """Encoder, decoder, and output layer with the loss, for a `distributed.strategy.Workload`.
+
+        They carry {"outputs", "final_state"}, then {"mix"}, then {"loss"}: the slot's sum of token losses.
+        """
+
+        def encoder(slot: Slot, carried: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            return self._encode(slot.batch.source, slot.batch.source_lengths, slot.dropout)._asdict()
+
+        def decoder(slot: Slot, carried: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            return {"mix": self._decode(slot.batch, carried["outputs"], carried["final_state"], slot.dropout)}
+
+        def output(slot: Slot, carried: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            losses = self._losses(carried["mix"], slot.batch, slot.target_tokens, self.loss_config.label_smoothing)
+            return {"loss": ordered_sum(losses)}
+
+        return [ModelStage("encoder", encoder), ModelStage("decoder", decoder), ModelStage("output", output)]
+
+    def _encode(self, source: Tensor, lengths: Tensor, dropout: Dropout) -> EncoderOutput:
+        embedded = dropout("source_embedding", self.source_embedding(source.t()), self.config.dropout_embedding)
+        return self.encoder(embedded, lengths, dropout)
+
+    def _decode(self, batch: Batch, outputs: Tensor, final_state: Tensor, dropout: Dropout) -> Tensor:
+        embedded = self.target_embedding(batch.target_input.t())
+        embedded = dropout("target_embedding", embedded, self.config.dropout_embedding)
+        memory = self.decoder.attention.keys(outputs, batch.source_lengths)
+        mix = self.decoder(embedded, memory, self.bridge(final_state), dropout)
+        return dropout("mix", mix, self.config.dropout_mix)
+
+    def _losses(self, mix: Tensor, batch: Batch, tokens: int, label_smoothing: float) -> Tensor:
+        """Losses of the real tokens only, in time-major order; their number is known, so nothing waits for the device."""
+        time = mix.shape[0]
+        real = torch.arange(time, device=mix.device).unsqueeze(1) < batch.target_lengths
+        rows = torch.nonzero_static(real.flatten(), size=tokens).squeeze(1)
+        hidden = F.embedding(rows, mix.flatten(0, 1))  # a row look-up whose gradient is far faster than index_select's
+        targets = batch.target_output.t().flatten()[rows]
+        return token_losses(
+            hidden, self.output.weight, self.output.bias, targets, label_smoothing, self.loss_config.vocab_chunks
+        )
+
+
+def build_model(
+    model: ModelConfig,
+    source_vocab: int,
+    target_vocab: int,
+    loss: LossConfig | None = None,
+    seed: int | None = None,
+) -> Seq2Seq:
+    """The model of a configuration, on the CPU (or on the device of an enclosing `torch.device` context).
+
+    With a `seed` its parameters are drawn (see `nmt.models.initialisation`); without one they are NaN until a checkpoint
+    is loaded.
+    """
+    built = Seq2Seq(model, source_vocab, target_vocab, loss or LossConfig())
+    if seed is not None:
+        initialise(built, model.initialisation, seed)
+    return built
+
+
+def _component(kind: str, config: Any, *arguments: Any) -> Any:
+    """Build the component that `config.name` names; `config.options` are keyword arguments of its constructor."""
+    make = registry.lookup(kind, config.name, f"model.{kind}.name")
+    taken = list(inspect.signature(make).parameters)[1 + len(arguments) :]
+    for option in config.options:
+        if option not in taken:
+            hint = did_you_mean(option, taken) or f"{kind} '{config.name}' takes {'these only' if taken else 'none'}"
+            raise UserError(f"unknown option '{option}'", where=f"model.{kind}.options", allowed=taken, hint=hint)
+    return make(config, *arguments, **config.options)
