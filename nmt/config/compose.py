@@ -97,6 +97,11 @@ def known_keys() -> list[str]:
     return sorted(name for name, _ in _walk(RunConfig, ""))
 
 
+def group_keys() -> frozenset[str]:
+    """The dotted keys that are sections, not values."""
+    return frozenset(name for name, field in _walk(RunConfig, "") if dataclasses.is_dataclass(field.default_factory))
+
+
 def groups(conf: Path | None = None) -> dict[str, list[str]]:
     """Config groups and their options: `{"model/attention": ["additive", ...], ...}`."""
     found: dict[str, list[str]] = {}

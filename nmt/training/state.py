@@ -27,6 +27,7 @@ class RunState:
     metrics_bytes: length of metrics.jsonl at this state; what lies beyond belongs to steps that are done again.
     evaluation_steps: where evaluations fell (with `validation.every_minutes` that is history, and replayed).
     rate_scale: what a plateau schedule has made of the learning rate.
+    diverged: why the run diverged; empty while it has not.
     """
 
     step: int = 0
@@ -39,6 +40,7 @@ class RunState:
     evaluations_since_decay: int = 0
     rate_scale: float = 1.0
     best: Best | None = None
+    diverged: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for a checkpoint."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import signal
@@ -60,7 +61,8 @@ class Trainer:
     validate: scores the current model.
     vocabulary: target vocabulary size, for the collapse check.
     timing: `exclusive` where nothing else ran on the machine's cores, else `shared`.
-    status: what to record progress on.
+    status: the run's status as training begins; progress is recorded on it.
+    observer: told of every step and evaluation.
     """
 
     def __init__(
@@ -73,7 +75,7 @@ class Trainer:
         *,
         vocabulary: int,
         timing: str,
-        status: Callable[..., RunStatus],
+        status: RunStatus,
         observer: Observer,
     ):
         self.store, self.run_id, self.config, self.strategy = store, run_id, config, strategy
@@ -91,37 +93,36 @@ class Trainer:
         a signal.
         """
         self._resume()
-        state, config = self.state, self.config
-        self.observer.started(state, config)
+        state, training = self.state, self.config.training
+        log_every, save_every = training.log_every_steps, training.checkpoint_every_steps
+        self.observer.started(state, self.config)
         try:
             with StopSignals() as stop:
-                while state.step < config.training.max_steps and not self._out_of_patience():
+                while not self._is_over():
                     stats = self._step()
-                    if not (math.isfinite(stats.loss) and math.isfinite(stats.gradient_norm)):
-                        return "diverged", self._give_up(stats)
-                    record = self._log(stats) if state.step % config.training.log_every_steps == 0 else None
+                    record = self._log(stats) if state.diverged or state.step % log_every == 0 else None
                     self.observer.trained(state.step, record)
-                    every = config.training.checkpoint_every_steps
-                    if self._evaluation_is_due():
-                        evaluation = self._evaluate()
-                        if self._has_collapsed(evaluation):
-                            return "diverged", f"validation log-perplexity above ln(vocabulary) at step {state.step}"
-                    elif stop.requested or (every and state.step % every == 0):
+                    if state.diverged or self._evaluation_is_due():
+                        self._evaluate()
+                    elif stop.requested or (save_every and state.step % save_every == 0):
                         self._save()
-                    if stop.requested and state.step < config.training.max_steps:
+                    if stop.requested and not self._is_over():
                         raise Interrupted
         finally:
             self.observer.ended()
+        if state.diverged:
+            return "diverged", state.diverged
         return "finished", "patience" if self._out_of_patience() else "budget"
 
     def _step(self) -> StepStats:
         begin = time.perf_counter()
         stats = self.strategy.step(self.state.step + 1, self.state.rate_scale)
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
         self.state.seconds += time.perf_counter() - begin
         self.state.step += 1
         self.state.target_tokens += stats.target_tokens
+        if not (math.isfinite(stats.loss) and math.isfinite(stats.gradient_norm)):
+            # The update was not applied, so the model as it was can still be scored.
+            self.state.diverged = f"loss {stats.loss}, gradient norm {stats.gradient_norm} at step {stats.index}"
         return stats
 
     def _log(self, stats: StepStats) -> Record:
@@ -142,7 +143,7 @@ class Trainer:
             "timing": self.timing,
         }
         self._write(record)
-        self.store.set_status(self.run_id, self.status(step=state.step, tokens_per_second=speed))
+        self._report(step=state.step, tokens_per_second=speed)
         return record
 
     def _evaluate(self) -> Record:
@@ -154,6 +155,7 @@ class Trainer:
         self.faults.reach("evaluation", state.step)
         snapshot = self.strategy.state()
         best = self._rank(metrics)
+        self._check_collapse(metrics)
         state.evaluation_steps.append(state.step)
         state.seconds_at_evaluation = state.seconds
         record: Record = {
@@ -169,7 +171,7 @@ class Trainer:
             "timing": self.timing,
         }
         self._write(record)
-        self.store.set_status(self.run_id, self.status(step=state.step, latest=metrics))
+        self._report(step=state.step, latest=metrics)
         self.faults.reach("recorded", state.step)
         self._save(snapshot)
         self.observer.evaluated(record)
@@ -207,15 +209,22 @@ class Trainer:
         patience = self.config.validation.patience
         return bool(patience) and self.state.evaluations_since_best >= patience
 
-    def _has_collapsed(self, record: Record) -> bool:
-        log_perplexity = record["val/teacher_forced/log_perplexity"]
-        return not log_perplexity <= math.log(self.vocabulary) + self.config.training.collapse_margin
+    def _is_over(self) -> bool:
+        state = self.state
+        return bool(state.diverged) or state.step >= self.config.training.max_steps or self._out_of_patience()
 
-    def _give_up(self, stats: StepStats) -> str:
-        """Record a step whose loss or gradient was not finite; its update was not applied, so the model can be scored."""
-        self._log(stats)
-        self._evaluate()
-        return f"loss {stats.loss}, gradient norm {stats.gradient_norm} at step {stats.index}"
+    def _check_collapse(self, metrics: Mapping[str, float]) -> None:
+        log_perplexity = metrics["val/teacher_forced/log_perplexity"]
+        limit = math.log(self.vocabulary) + self.config.training.collapse_margin
+        if not log_perplexity <= limit:
+            self.state.diverged = (
+                f"validation log-perplexity {log_perplexity:.2f} at step {self.state.step} is worse than guessing "
+                f"(ln of {self.vocabulary} words + {self.config.training.collapse_margin:g} = {limit:.2f})"
+            )
+
+    def _report(self, **progress: Any) -> None:
+        self.status = dataclasses.replace(self.status, **progress)
+        self.store.set_status(self.run_id, self.status)
 
     def _write(self, record: Record) -> None:
         # Non-finite numbers are written as JSON's common extension; every reader of ours accepts it.

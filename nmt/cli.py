@@ -1,0 +1,85 @@
+"""The console command `nmt`: a table of verbs, each imported only when it is called."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from nmt.errors import UserError, did_you_mean
+
+VERBS = {
+    "train": ("nmt.train:main", "train one run, or resume it"),
+    "translate": ("nmt.translate:main", "translate text with a trained run"),
+    "evaluate": ("nmt.evaluate:main", "score a run's test split, with any search"),
+    "sweep": ("sweeps.sweep:main", "train rows x replicates and print the table mean ± sd (max)"),
+    "sync": ("sweeps.sync:main", "rebuild MLflow's view from the run directories"),
+    "ui": ("sweeps.ui:main", "browse runs and sweeps in MLflow"),
+}
+OURS = ("nmt", "distributed", "sweeps")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a verb; a user's mistake is one line on stderr and exit code 2."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_help())
+        return 0
+    if words[0] in ("--version", "version"):
+        import nmt
+
+        print(f"nmt {nmt.__version__}")
+        return 0
+    try:
+        check_packages()
+        return _call(words[0], words[1:])
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output has left, which is its right; Python must not complain when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def check_packages() -> None:
+    """Refuse to start where another package answers to one of our names (Dask owns `distributed` too)."""
+    import importlib.util
+
+    root = Path(__file__).resolve().parents[1]
+    for name in OURS:
+        spec = importlib.util.find_spec(name)
+        origin = Path(spec.origin).resolve() if spec and spec.origin else None
+        if origin is None or root not in origin.parents:
+            raise UserError(
+                f"the package '{name}' that Python finds is not ours but {origin or 'missing'}",
+                hint="install into a virtual environment of its own, without Dask's `distributed`",
+            )
+
+
+def _call(verb: str, words: list[str]) -> int:
+    if verb not in VERBS:
+        raise UserError(f"unknown verb '{verb}'", allowed=list(VERBS), hint=did_you_mean(verb, VERBS))
+    from nmt.registry import load
+
+    return int(load(VERBS[verb][0])(words))
+
+
+def _help() -> str:
+    width = max(len(verb) for verb in VERBS)
+    verbs = "\n".join(f"  {verb:<{width}}  {line}" for verb, (_, line) in VERBS.items())
+    return (
+        "Usage: nmt <verb> [key=value ...]\n\n"
+        "Architecture studies of sequence-to-sequence models: declare, train in replicates, compare.\n\n"
+        f"{verbs}\n\n"
+        "`nmt <verb> --help` tells what a verb takes. Start with: nmt sweep sweep=quickstart\n"
+        "Exit codes: 0 done, 1 failed, 2 a mistake in what was asked, 3 diverged, 75 interrupted and resumable."
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

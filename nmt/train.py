@@ -1,0 +1,261 @@
+"""`nmt train`: one run, from configuration to test scores; the function that sweeps call too."""
+
+from __future__ import annotations
+
+import dataclasses
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from nmt.arguments import option, parse
+from nmt.config import compose, to_dict, training_identity
+from nmt.config.compose import group_keys, groups, known_keys
+from nmt.config.identity import run_id as run_id_of
+from nmt.config.schema import RunConfig
+from nmt.errors import UserError
+from nmt.runs import LocalRunStore, RunStatus, RunStore
+
+if TYPE_CHECKING:
+    from nmt.training.trainer import Observer
+
+EXIT_CODES = {"finished": 0, "diverged": 3, "interrupted": 75}
+
+
+@dataclass(frozen=True)
+class RunOutcome:
+    """How a call of `train` left a run: its state, and the error or reason in one line."""
+
+    run_id: str
+    state: str
+    error: str = ""
+    trained: bool = False
+
+
+def train(config: RunConfig, *, timing: str = "exclusive", observer: Observer | None = None) -> RunOutcome:
+    """Bring a run to its end: train what is missing, then decode the test split with the chosen checkpoint.
+
+    A finished run is left as it is; an interrupted one goes on from its newest checkpoint and ends with the same bits.
+
+    Parameters
+    ----------
+    timing: `exclusive` where no other run shares the machine, else `shared`; recorded with every time.
+    observer: told of steps and evaluations.
+
+    Raises UserError for what a person can mend, RunBusyError where another process trains the run. Any other exception
+    is recorded in status.json as state `failed` and raised again.
+    """
+    store = LocalRunStore(config.paths.runs)
+    run_id = run_id_of(config)
+    with store.claim(run_id):
+        before = store.status(run_id)
+        status = RunStatus(
+            state="running",
+            attempts=before.attempts + 1,
+            step=before.step,
+            max_steps=config.training.max_steps,
+            latest=before.latest,
+        )
+        try:
+            return _train(config, store, run_id, status, timing, observer)
+        except Exception as error:
+            line = f"{type(error).__name__}: {error}" if not isinstance(error, UserError) else str(error)
+            failed = dataclasses.replace(store.status(run_id), state="failed", error=line, attempts=status.attempts)
+            store.set_status(run_id, failed)
+            raise
+
+
+def is_complete(config: RunConfig, store: RunStore) -> bool:
+    """Whether the run has ended and its test split is decoded with `config.search`: nothing is left to do."""
+    from nmt.evaluation.records import existing_decode
+
+    return existing_decode(store, run_id_of(config), config) is not None
+
+
+def _train(
+    config: RunConfig, store: RunStore, run_id: str, status: RunStatus, timing: str, observer: Observer | None
+) -> RunOutcome:
+    from nmt.evaluation.records import evaluate_run, existing_decode
+    from nmt.training.trainer import Interrupted
+
+    result = store.read_json(run_id, "result.json")
+    trained = result is None
+    if result is None:
+        store.set_status(run_id, status)
+        try:
+            result = _fit(config, store, run_id, status, timing, observer)
+        except Interrupted:
+            stopped = dataclasses.replace(store.status(run_id), state="interrupted")
+            store.set_status(run_id, stopped)
+            return RunOutcome(run_id, "interrupted", trained=True)
+    if existing_decode(store, run_id, config) is None:
+        evaluate_run(store, run_id, config.search, device=config.device)
+    state = str(result["state"])
+    store.set_status(run_id, dataclasses.replace(store.status(run_id), state=state, error=""))
+    return RunOutcome(run_id, state, str(result["reason"]), trained)
+
+
+def _fit(
+    config: RunConfig, store: RunStore, run_id: str, status: RunStatus, timing: str, observer: Observer | None
+) -> dict[str, Any]:
+    """Train to the end and write result.json."""
+    from nmt import registry
+    from nmt.data.prepare import prepare, save_tokenizers
+    from nmt.environment import describe_environment
+    from nmt.models.parameters import count_parameters
+    from nmt.training.console import SilentObserver
+    from nmt.training.device import peak_memory_bytes, prepare_device
+    from nmt.training.trainer import Trainer
+    from nmt.training.validation import Validation
+    from nmt.training.workload import workload_spec
+
+    device = prepare_device(config)
+    prepared = prepare(config)
+    _check_fingerprint(store, run_id, prepared.fingerprint)
+    environment = describe_environment(device) | {"fingerprint": prepared.fingerprint, "data": prepared.report}
+    save_tokenizers(prepared, store.directory(run_id) / "tokenizers")
+    store.write_text(run_id, "config.yaml", _yaml(config))
+    store.write_json(run_id, "identity.json", training_identity(config))
+    store.write_json(run_id, "env.json", environment)
+
+    strategy = registry.lookup("strategy", config.distribution.name, "distribution.name")()
+    try:
+        strategy.start(workload_spec(config, device))
+        trainer = Trainer(
+            store,
+            run_id,
+            config,
+            strategy,
+            Validation(config, prepared, device),
+            vocabulary=prepared.target_tokenizer.size,
+            timing=timing,
+            status=status,
+            observer=observer or SilentObserver(),
+        )
+        state, reason = trainer.run()
+        with strategy.evaluation_model() as model:
+            parameters = sum(count_parameters(model).values())
+    finally:
+        strategy.close()
+    end = trainer.state
+    assert end.best is not None  # an evaluation falls on the last step of every run
+    result = {
+        "run_id": run_id,
+        "label": config.label,
+        "state": state,
+        "reason": reason,
+        "steps": end.step,
+        "target_tokens": end.target_tokens,
+        "seconds": end.seconds,
+        "best": {"step": end.best.step, "metrics": end.best.metrics},
+        "convergence": {
+            "steps": end.best.step,
+            "target_tokens": end.best.target_tokens,
+            "seconds": end.best.seconds,
+        },
+        "tokens_per_second": end.target_tokens / max(end.seconds, 1e-9),
+        "timing": timing,
+        "parameters": parameters,
+        "peak_memory_bytes": peak_memory_bytes(device),
+        "fingerprint": prepared.fingerprint,
+    }
+    store.write_json(run_id, "result.json", result)
+    return result
+
+
+def _check_fingerprint(store: RunStore, run_id: str, fingerprint: str) -> None:
+    """The runs of one train_id must have seen one text, or their spread means nothing."""
+    for other in store.list_runs():
+        if other.split("/")[0] == run_id.split("/")[0]:
+            environment = store.read_json(other, "env.json") or {}
+            if environment.get("fingerprint", fingerprint) != fingerprint:
+                raise UserError(
+                    f"the prepared text differs from that of run {other} of the same configuration",
+                    where="data",
+                    hint="the corpus or a tokenizer library changed: restore it, or raise data.version for new runs",
+                )
+
+
+def _yaml(config: RunConfig) -> str:
+    import yaml
+
+    return str(yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """What `nmt train` takes beside config overrides."""
+
+    dry_run: bool = option(False, "print the resolved configuration and its identity, and train nothing")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Train one run as the command line asks; returns the exit code."""
+    options, overrides = parse(
+        TrainOptions,
+        argv,
+        verb="nmt train",
+        summary="Train one run, resume it where it was interrupted, and decode the test split with its best checkpoint. "
+        "A run that is finished is left as it is.",
+        epilog=_help_on_config(),
+        rest=True,
+    )
+    config = compose(overrides)
+    run_id = run_id_of(config)
+    if options.dry_run:
+        print(_yaml(config), end="")
+        print(f"# run {run_id}")
+        return 0
+    return _train_in_foreground(config, run_id)
+
+
+def _train_in_foreground(config: RunConfig, run_id: str) -> int:
+    from rich.console import Console
+
+    from nmt import registry
+    from nmt.evaluation.records import existing_decode
+    from nmt.training.console import ConsoleObserver, Observers, TrackerObserver
+
+    console = Console(stderr=True)
+    store = LocalRunStore(config.paths.runs)
+    console.print(f"run {run_id} in {store.directory(run_id)}", highlight=False, soft_wrap=True)
+    tracker = registry.lookup("tracker", config.tracking.name, "tracking.name")(config, store)
+    try:
+        outcome = train(config, observer=Observers([ConsoleObserver(console), TrackerObserver(tracker)]))
+    finally:
+        tracker.close()
+    if outcome.state == "interrupted":
+        console.print("interrupted; the same command goes on from the checkpoint that was just written")
+        return EXIT_CODES["interrupted"]
+    if not outcome.trained:
+        console.print("already trained; nothing was done (another `seed` is another replicate)")
+    if outcome.state == "diverged":
+        console.print(f"[red]diverged[/]: {outcome.error}")
+    record = existing_decode(store, run_id, config)
+    if record:
+        scores = "  ".join(f"{name} {value:.2f}" for name, value in record["metrics"].items())
+        print(f"{scores}\n{record['signatures']['bleu']}")
+    return EXIT_CODES[outcome.state]
+
+
+def _help_on_config() -> str:
+    lines = ["Config groups (override as group=option):"]
+    for group, options in groups().items():
+        if group != "sweep":
+            lines += textwrap.wrap(f"{group}={'|'.join(options)}", 116, initial_indent="  ", subsequent_indent="      ")
+    lines += ["", "Config keys (override as key=value; conf/ explains each):"]
+    sections: dict[str, list[str]] = {}
+    for key in known_keys():
+        if key not in group_keys():
+            sections.setdefault(key.rpartition(".")[0], []).append(key.rpartition(".")[2])
+    for section, names in sorted(sections.items()):
+        text = f"{section + '.' if section else ''}{{{', '.join(names)}}}"
+        lines += textwrap.wrap(text, 116, initial_indent="  ", subsequent_indent="      ")
+    lines += [
+        "",
+        "Examples:",
+        "  nmt train                                       # the baseline on a built-in corpus",
+        "  nmt train experiment=t2_lstm seed=3 scale=smoke",
+        "  nmt train data=multi30k_en_de data.dir=data/multi30k tokenizer=spm_bpe_4k",
+    ]
+    return "\n".join(lines)
