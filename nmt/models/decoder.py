@@ -14,24 +14,24 @@ from nmt.models.cells import Cell, State
 from nmt.models.dropout import Dropout
 from nmt.models.layers import Affine
 
-DecoderState = tuple[
-    Tensor, ...
-]  # every cell's state parts [batch, k, h] in order, then the last context [batch, k, C]
+# Every cell's state parts [batch, k, h] in order, then the last context [batch, k, C].
+DecoderState = tuple[Tensor, ...]
 
 
 class _Masks(NamedTuple):
-    """Dropout masks of one step: of each layer's input (the first one's context part only) and of each layer's output."""
+    """Dropout masks of one step: of each layer's input (of the first one's, the context part) and of each output."""
 
     inputs: list[Tensor | None]
     outputs: list[Tensor | None]
 
 
 class RecurrentDecoder(nn.Module):
-    """A stack of cells with input feeding of the context, attention and a tanh mixing layer (Britz et al. 2017, section 2).
+    """A stack of cells that is fed the last context, attention, and a tanh mixing layer (Britz et al. 2017, section 2).
 
         s_t = cells([embedding_t; context_{t-1}])    context_t = attend(s_t)    mix_t = tanh(W [s_t; context_t] + b)
 
-    The context before the first step is zero. The query is the top cell's output of the *same* step (Luong et al. 2015).
+    The context before the first step is zero. The query is the top cell's output of the *same* step (Luong et al.
+    2015).
     Without attention the input is the embedding and the mix is the cells' output itself.
 
     Parameters
@@ -60,8 +60,8 @@ class RecurrentDecoder(nn.Module):
     def forward(self, embedded: Tensor, memory: Memory, first: Tensor, dropout: Dropout) -> Tensor:
         """Training form: outputs of the mixing layer [time, batch, h], before the softmax layer.
 
-        `embedded` [time, batch, e] holds the embeddings of the given previous target tokens, `first` [batch, state_units]
-        the cells' first states side by side.
+        `embedded` [time, batch, e] holds the embeddings of the given previous target tokens, `first` [batch,
+        state_units] the cells' first states side by side.
         """
         time, batch, _ = embedded.shape
         embedded, masks = self._draw_masks(embedded, dropout)
@@ -111,7 +111,7 @@ class RecurrentDecoder(nn.Module):
         masks: _Masks,
         k: int = 1,
     ) -> tuple[list[State], Tensor, Tensor, Tensor]:
-        """One step for batch · k rows; `projected` [rows, gates] holds the embedding's part of the first layer's input."""
+        """One step for batch · k rows; `projected` [rows, gates] is the embedding's part of the first layer's input."""
         new: list[State] = []
         top = projected
         for layer, cell in enumerate(self._stack):

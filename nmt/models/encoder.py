@@ -1,7 +1,7 @@
 """Encoders: stacks of recurrent cells over the source sentence.
 
-Nothing depends on padding. Padding follows a sentence in reading order (each sentence is reversed by its own length), so
-no step inside a sentence sees it; outputs beyond a sentence's end are zero, and the final state is the state at the
+Nothing depends on padding. Padding follows a sentence in reading order (each is reversed by its own length), so no step
+inside a sentence sees it; outputs beyond a sentence's end are zero, and the final state is the state at the
 sentence's own last step, which is what holding the state beyond the end would give.
 """
 
@@ -42,7 +42,10 @@ class RecurrentStack(nn.Module):
         self.name = name
 
     def forward(self, x: Tensor, lengths: Tensor, dropout: Dropout) -> tuple[Tensor, list[Tensor]]:
-        """Outputs of the top layer [time, batch, units] (beyond the end: anything) and each layer's final states [batch, units]."""
+        """The top layer's outputs [time, batch, units] and each layer's final state parts [batch, units].
+
+        Outputs beyond a sentence's end are meaningless.
+        """
         final: list[Tensor] = []
         for layer, cell in enumerate(self.cells):
             assert isinstance(cell, Cell)

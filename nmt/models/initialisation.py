@@ -23,8 +23,8 @@ from nmt.config.schema import InitialisationConfig
 class Glorot:
     """U(-a, a) with a = sqrt(6 / (fan_in + fan_out)) (Glorot and Bengio 2010, equation 16).
 
-    `blocks` holds (rows, fan_in, fan_out) for consecutive rows of the parameter, because a cell keeps matrices of different
-    shape on top of each other, and because TensorFlow counts the fans of the joint matrix on [x; h].
+    `blocks` holds (rows, fan_in, fan_out) for consecutive rows of the parameter, because a cell keeps matrices of
+    different shape on top of each other, and because TensorFlow counts the fans of the joint matrix on [x; h].
     """
 
     blocks: tuple[tuple[int, int, int], ...]
@@ -65,10 +65,10 @@ class Initialised(Protocol):
 def initialise(model: nn.Module, config: InitialisationConfig, seed: int) -> None:
     """Draw every parameter of `model` in place.
 
-    `glorot_uniform` is TensorFlow's default of early 2017 for every matrix, embedding and the vector of additive attention;
-    `uniform` draws matrices and embeddings from U(-scale, scale) and leaves vectors as they are there. Biases are constants
-    in both. A parameter that several modules share is drawn once, under its first name. A module without `first_values`
-    (of another package) gets Glorot matrices and zero vectors.
+    `glorot_uniform` is TensorFlow's default of early 2017 for every matrix, embedding and the vector of additive
+    attention; `uniform` draws matrices and embeddings from U(-scale, scale) and that vector as before. Biases are
+    constants in both. A parameter that several modules share is drawn once, under its first name. A module without
+    `first_values` (of another package) gets Glorot matrices and zero vectors.
     """
     drawn: set[int] = set()
     for path, module in model.named_modules():
@@ -100,6 +100,6 @@ def _usual(parameter: nn.Parameter) -> Draw:
 
 
 def stream(address: str, device: torch.device | str = "cpu") -> torch.Generator:
-    """A generator whose seed is the 63-bit BLAKE2b digest of `address`; the same address always gives the same numbers."""
+    """A generator seeded with the 63-bit BLAKE2b digest of `address`: the same address, the same numbers."""
     digest = hashlib.blake2b(address.encode(), digest_size=8).digest()
     return torch.Generator(device=device).manual_seed(int.from_bytes(digest, "big") >> 1)

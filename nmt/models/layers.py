@@ -1,4 +1,4 @@
-"""Layers that wait for their first parameters: nothing is drawn until `nmt.models.initialisation.initialise` draws by name."""
+"""Layers that draw nothing themselves: their parameters wait for `nmt.models.initialisation.initialise`."""
 
 from __future__ import annotations
 

@@ -36,8 +36,8 @@ def token_losses(
     ----------
     hidden: [tokens, h]. weight: [V, h]. bias: [V]. targets: [tokens], each in 0 … V - 1.
     label_smoothing: ε, the probability mass that is spread evenly over the vocabulary.
-    chunks: number of nearly equal chunks of the vocabulary that the softmax is accumulated over, in order; with more than
-        one, the arithmetic is that of a vocabulary spread over as many processes.
+    chunks: number of nearly equal chunks of the vocabulary that the softmax is accumulated over, in order; with more
+        than one, the arithmetic is that of a vocabulary spread over as many processes.
     """
     if chunks == 1:
         logits = _at_least_float32(F.linear(hidden, weight, bias))
@@ -55,7 +55,7 @@ def token_losses(
 
 
 def chunk_statistics(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, start: int) -> ChunkStatistics:
-    """The statistics of vocabulary entries `start` … `start + len(bias) - 1`, with `weight` and `bias` of just these."""
+    """Statistics of the vocabulary entries from `start` on; `weight` and `bias` are those of these entries only."""
     logits = _at_least_float32(F.linear(hidden, weight, bias))
     maximum = logits.detach().amax(dim=-1)
     local = targets - start
@@ -86,7 +86,7 @@ def losses_from(merged: ChunkStatistics, vocabulary: int, label_smoothing: float
 def ordered_sum(losses: Tensor) -> Tensor:
     """Sum of [tokens] as a scalar, in an order that does not depend on the number of threads.
 
-    torch splits a full reduction among threads from 32,768 elements on; pieces of half of that are summed by one thread each.
+    torch splits a full reduction among threads from 32,768 elements on; half as many are summed by one thread.
     """
     while losses.numel() > 16384:
         losses = torch.stack([piece.sum() for piece in losses.split(16384)])

@@ -1,4 +1,4 @@
-"""The sequence-to-sequence model: embeddings, encoder, bridge, decoder and softmax layer put together by a configuration."""
+"""The sequence-to-sequence model: embeddings, encoder, bridge, decoder and softmax layer, as a configuration says."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class Seq2Seq(nn.Module):
     source_vocab, target_vocab: vocabulary sizes, special tokens included.
     loss: label smoothing and chunks of the training loss.
 
-    Raises UserError for unknown component options, for a shared table of two sizes and for a tied layer of another width.
+    Raises UserError for unknown component options, a shared table of two sizes, and a tied layer of another width.
     """
 
     def __init__(self, config: ModelConfig, source_vocab: int, target_vocab: int, loss: LossConfig):
@@ -117,7 +117,8 @@ class Seq2Seq(nn.Module):
     def encode(self, source: Tensor, lengths: Tensor, dropout: Dropout = NO_DROPOUT) -> Encoded:
         """Encode sentences [batch, time] of `lengths` [batch] tokens (EOS counted); padding holds any valid id."""
         outputs, final_state = self._encode(source, lengths, dropout)
-        return Encoded(*self.decoder.attention.keys(outputs, lengths), final_state)
+        memory = self.decoder.attention.keys(outputs, lengths)
+        return Encoded(memory.keys, memory.values, memory.mask, final_state)
 
     def start(self, encoded: Encoded, k: int) -> DecoderState:
         """The decoder's state before the first token, for k hypotheses a sentence: tensors [batch, k, …]."""
@@ -173,7 +174,7 @@ class Seq2Seq(nn.Module):
         return dropout("mix", mix, self.config.dropout_mix)
 
     def _losses(self, mix: Tensor, batch: Batch, tokens: int, label_smoothing: float) -> Tensor:
-        """Losses of the real tokens only, in time-major order; their number is known, so nothing waits for the device."""
+        """Losses of the real tokens only, time by time; their number is known, so nothing waits for the device."""
         time = mix.shape[0]
         real = torch.arange(time, device=mix.device).unsqueeze(1) < batch.target_lengths
         rows = torch.nonzero_static(real.flatten(), size=tokens).squeeze(1)
@@ -193,8 +194,8 @@ def build_model(
 ) -> Seq2Seq:
     """The model of a configuration, on the CPU (or on the device of an enclosing `torch.device` context).
 
-    With a `seed` its parameters are drawn (see `nmt.models.initialisation`); without one they are NaN until a checkpoint
-    is loaded.
+    With a `seed` its parameters are drawn (see `nmt.models.initialisation`); without one they are NaN until a
+    checkpoint is loaded.
     """
     built = Seq2Seq(model, source_vocab, target_vocab, loss or LossConfig())
     if seed is not None:
