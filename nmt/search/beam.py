@@ -6,8 +6,8 @@ is itself, at no cost, so it competes with the ones that go on. A sentence is do
 have reached its length limit.
 
 Ties go to the lower beam slot, then to the lower token number. What comes out for a sentence depends on that sentence
-alone, to the last bit on a CPU: a float32 matrix product computes a row the same way whatever the other rows, as long as
-there are at least `STABLE_ROWS` of them, so a smaller batch is filled up.
+alone, to the last bit on a CPU: a float32 matrix product computes a row the same way whatever the other rows, if only
+there are `STABLE_ROWS` of them or more, so a smaller batch is filled up.
 """
 
 from __future__ import annotations
@@ -198,8 +198,8 @@ class _Beam:
 def _candidates(log_probabilities: Tensor, k: int, finished: Tensor) -> tuple[Tensor, Tensor]:
     """What may follow each hypothesis: gains in log-probability and tokens, both [batch, k, candidates].
 
-    Tokens ascend. EOS is always among them, beside the `k` likeliest others: no more than `k` continuations of one hypothesis can be
-    among the sentence's `k` best. Behind a finished hypothesis stands only EOS, for nothing, and nothing else counts.
+    Tokens ascend. EOS is always among them, beside the `k` likeliest others: no more than `k` continuations of one
+    hypothesis can be among the sentence's `k` best. Behind a finished hypothesis only EOS counts, at no cost.
     """
     ended = log_probabilities[..., EOS].masked_fill(finished, 0.0).unsqueeze(2)
     log_probabilities[..., EOS] = -math.inf
