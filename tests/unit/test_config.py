@@ -1,0 +1,195 @@
+"""Composition, validation and identity of configurations."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nmt.config import compose, explain_difference, from_dict, to_dict, train_id, training_identity
+from nmt.config.compose import CONF, groups, known_keys
+from nmt.config.identity import canonical, run_id
+from nmt.config.schema import TRAIN, RunConfig, key, section
+from nmt.errors import UserError
+
+
+def test_later_overrides_win_and_values_beat_files() -> None:
+    config = compose(["scale=smoke", "experiment=t2_lstm", "model.decoder.layers=3", "model.decoder.layers=4"])
+    assert config.model.decoder.layers == 4
+    assert config.model.encoder.cell.kind == "lstm"
+    assert config.scale.name == "smoke"
+
+
+def test_sizes_shrink_through_dim_and_plain_numbers_do_not() -> None:
+    published = compose(["scale.dim_divisor=1"])
+    small = compose(["scale.dim_divisor=16", "model.attention.units=99"])
+    assert published.model.encoder.units == 512
+    assert small.model.encoder.units == 32
+    assert small.model.attention.units == 99
+
+
+def test_the_published_factor_keeps_its_order_at_every_scale() -> None:
+    for divisor in (1, 2, 4, 8, 16):
+        sizes = [
+            compose([f"scale.dim_divisor={divisor}", f"model.embedding.units=${{dim:{n}}}"]).model.embedding.units
+            for n in (128, 256, 512, 1024, 2048)
+        ]
+        assert sizes == sorted(set(sizes))
+
+
+def test_a_config_survives_plain_data() -> None:
+    config = compose(["experiment=t5_none_state"])
+    assert from_dict(to_dict(config)) == config
+
+
+MISTAKES: list[tuple[list[str], list[str]]] = [
+    (["modle=attentional"], ["modle", "unknown key", "did you mean", "model"]),
+    (["model/attention=addtive"], ["model/attention", "additive", "did you mean additive"]),
+    (["model.attention.unit=3"], ["model.attention.unit", "model.attention.units"]),
+    (["model.encoder.layers=0"], ["model.encoder.layers", ">= 1"]),
+    (["model.encoder.cell.dropout_input=1.5"], ["model.encoder.cell.dropout_input", "< 1"]),
+    (["search.beam=0"], ["search.beam", ">= 1"]),
+    (["search.beam=many"], ["search.beam", "many"]),
+    (["+extra=1"], ["+extra=1", "schema is fixed"]),
+    (["seed"], ["seed", "key=value"]),
+    (["training.precision=fp61"], ["training.precision", "fp32, bf16"]),
+    (["model.encoder.cell.kind=grue"], ["model.encoder.cell.kind", "did you mean gru"]),
+    (["experiment=t5_none_state", "model/bridge=zero"], ["model.bridge.name", "projection"]),
+    (["batch.micro_batches=4", "batch.groups=3"], ["batch.groups", "divisor"]),
+    (["batch.size=2", "batch.micro_batches=4"], ["batch.micro_batches"]),
+    (["model.embedding.tie_output=true", "model.embedding.units=7"], ["model.embedding.tie_output", "equal"]),
+    (["validation.every_steps=0"], ["validation.every_steps"]),
+    (["search.beam=2", "search.n_best=3"], ["search.n_best", "search.beam"]),
+    (["schedule=warmup", "schedule.warmup_steps=0"], ["schedule.warmup_steps"]),
+]
+
+
+@pytest.mark.parametrize(("overrides", "words"), MISTAKES, ids=lambda value: " ".join(value)[:40])
+def test_a_mistake_names_the_key_and_what_is_allowed(overrides: list[str], words: list[str]) -> None:
+    with pytest.raises(UserError) as error:
+        compose(overrides)
+    text = str(error.value)
+    assert "\n" not in text
+    for word in words:
+        assert word in text
+
+
+def test_a_yaml_syntax_error_names_file_and_line(tmp_path: Path) -> None:
+    import shutil
+
+    conf = tmp_path / "conf"
+    shutil.copytree(CONF, conf)
+    (conf / "optimizer" / "adam.yaml").write_text("name: adam\nlearning_rate: [1\n")
+    with pytest.raises(UserError, match=r"optimizer/adam\.yaml:\d+: YAML syntax"):
+        compose([], conf=conf)
+
+
+def test_placement_and_decoding_are_no_part_of_training_identity() -> None:
+    base = train_id(compose([]))
+    same = [
+        "seed=7",
+        "device=cpu",
+        "threads=2",
+        "paths.runs=elsewhere",
+        "tracking=none",
+        "executor=inline",
+        "search=greedy",
+        "search.beam=3",
+        "replicates=9",
+        "label=other",
+        "training.keep_last=5",
+        "validation.search.batch_size=3",
+    ]
+    for override in same:
+        assert train_id(compose([override])) == base, override
+    for override in ("validation.search.beam=2", "batch.size=64", "training.max_steps=7", "loss.label_smoothing=0.1"):
+        assert train_id(compose([override])) != base, override
+
+
+def test_every_key_of_role_train_changes_the_identity() -> None:
+    """Mutate each training key in turn: none may slip out of the hash."""
+    config = compose([])
+    base = train_id(config)
+    seen = 0
+
+    def mutate(value: Any) -> Any:
+        if isinstance(value, bool):
+            return not value
+        if isinstance(value, (int, float)):
+            return value + 1
+        if isinstance(value, str):
+            return value + "x"
+        return {"x": 1} if isinstance(value, dict) else ["x"]
+
+    def walk(section_: Any, rebuild: Any) -> None:
+        nonlocal seen
+        for field in dataclasses.fields(section_):
+            if field.metadata.get("role", TRAIN) != TRAIN or field.name in ("checksums", "kind", "version"):
+                continue
+            value = getattr(section_, field.name)
+            if dataclasses.is_dataclass(value):
+                walk(value, lambda inner, f=field: rebuild(dataclasses.replace(section_, **{f.name: inner})))
+            else:
+                seen += 1
+                changed = rebuild(dataclasses.replace(section_, **{field.name: mutate(value)}))
+                assert train_id(changed) != base, field.name
+
+    walk(config, lambda changed: changed)
+    assert seen > 60
+
+
+def test_a_new_key_at_its_neutral_value_orphans_no_run() -> None:
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Before:
+        units: int = key(3, neutral=None)
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Section:
+        fresh: int = key(0, neutral=0)
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class After(Before):
+        zoneout: float = key(0.5, neutral=0.0)
+        other: Section = section(Section)
+
+    assert canonical(After(zoneout=0.0), {TRAIN}) == canonical(Before(), {TRAIN})
+    assert canonical(After(), {TRAIN}) == {"units": 3, "zoneout": 0.5}
+
+
+def test_run_ids_name_configuration_and_seed() -> None:
+    config = compose(["seed=3"])
+    assert run_id(config) == f"{train_id(config)}/s3"
+
+
+def test_a_difference_is_explained_by_key() -> None:
+    one, other = training_identity(compose([])), training_identity(compose(["model.decoder.layers=4"]))
+    assert explain_difference(one, other) == ["model.decoder.layers: 2 != 4"]
+
+
+def test_every_key_is_commented_in_its_yaml() -> None:
+    """Each leaf of the schema stands in some YAML file with a comment on its line."""
+    text = "\n".join(path.read_text() for path in CONF.rglob("*.yaml"))
+    commented = {
+        line.split(":")[0].strip() for line in text.splitlines() if ":" in line and "#" in line.split(":", 1)[1]
+    }
+    leaves = {name.rpartition(".")[2] for name in known_keys() if not _is_section(name)}
+    assert leaves - commented == set()
+
+
+def _is_section(name: str) -> bool:
+    cls: Any = RunConfig
+    for part in name.split("."):
+        field = {f.name: f for f in dataclasses.fields(cls)}[part]
+        cls = field.default_factory
+    return dataclasses.is_dataclass(cls)
+
+
+def test_every_option_of_every_group_composes() -> None:
+    for group, options in groups().items():
+        if group == "sweep":
+            continue
+        for option in options:
+            extra = ["model/bridge=projection"] if option == "none_state" else []
+            assert isinstance(compose([*extra, f"{group}={option}"]), RunConfig)
