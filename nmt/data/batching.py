@@ -1,0 +1,208 @@
+"""Which sentences a step sees, as a pure function of (seed, step), and the tensors made of them.
+
+Each epoch is a seeded permutation of the corpus. The permutation is cut into pools of `batch.pool` batches' worth of
+sentences, each pool is sorted by length so that the sentences of a batch need little padding, batches are cut from it,
+and the order of all batches of the epoch is shuffled. There is no state: any step can be asked for at any time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from nmt.config.schema import BatchConfig
+from nmt.data.vocabulary import EOS, SOS
+from nmt.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+    from nmt.data.prepare import EncodedText
+
+_EPOCHS_KEPT = 2  # the present one and its neighbour
+
+
+class Sampler:
+    """Steps to sentence numbers.
+
+    With `batch.unit: sentences` every batch has `batch.size` sentences; what is left of an epoch's permutation (fewer
+    than a batch, others each epoch) sits that epoch out. A corpus smaller than a batch is one batch. With `tokens` a
+    batch is as many neighbours of a sorted pool as fit `batch.size` target positions, padding and EOS included; a longer
+    sentence is a batch of its own. Every sentence is then seen once an epoch, and epochs differ in number of batches.
+    """
+
+    def __init__(
+        self, source_lengths: Sequence[int] | np.ndarray, target_lengths: Sequence[int] | np.ndarray,
+        batch: BatchConfig, seed: int,
+    ):  # fmt: skip
+        """Lengths in tokens without EOS, one for each training sentence.
+
+        Raises UserError where the corpus cannot fill the slots of a step.
+        """
+        self._source_lengths = np.asarray(source_lengths, dtype=np.int64)
+        self._target_lengths = np.asarray(target_lengths, dtype=np.int64)
+        if len(self._source_lengths) != len(self._target_lengths):
+            raise ValueError(f"{len(self._source_lengths)} source and {len(self._target_lengths)} target sentences")
+        self._batch, self._seed = batch, seed
+        self._by_tokens = batch.unit == "tokens"
+        sentences = len(self._target_lengths)
+        least = 1 if self._by_tokens else batch.micro_batches
+        if sentences < least:
+            raise UserError(
+                f"{sentences} training sentences cannot fill {least} micro-batches",
+                where="batch.micro_batches",
+                hint="lower it, or bring more text",
+            )
+        self._epochs: OrderedDict[int, _Epoch] = OrderedDict()
+        self._last_steps: list[int] = []  # with tokens: the last step of each epoch, as far as counted
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps of an epoch; with `batch.unit: tokens` those of the first, the others being near it."""
+        return self._epoch(0).batches if self._by_tokens else self._fixed_batches
+
+    def slots(self, step: int) -> list[np.ndarray]:
+        """The sentence numbers of each micro-batch slot of `step` (counted from 1), shortest sentences first.
+
+        `batch.micro_batches` arrays whose sizes differ by one at most; empty ones occur only with `batch.unit: tokens`.
+        """
+        numbers = self._numbers(step)
+        slots = self._batch.micro_batches
+        return [numbers[len(numbers) * i // slots : len(numbers) * (i + 1) // slots] for i in range(slots)]
+
+    def slot_tokens(self, step: int) -> list[int]:
+        """Target tokens, each sentence's EOS included, of each slot of `step`."""
+        return [int(self._target_lengths[numbers].sum()) + len(numbers) for numbers in self.slots(step)]
+
+    @property
+    def _fixed_batches(self) -> int:
+        return max(1, len(self._target_lengths) // self._batch.size)
+
+    def _numbers(self, step: int) -> np.ndarray:
+        if step < 1:
+            raise ValueError(f"steps count from 1, not {step}")
+        if self._by_tokens:
+            while not self._last_steps or self._last_steps[-1] < step:
+                number = len(self._last_steps)
+                before = self._last_steps[-1] if number else 0
+                self._last_steps.append(before + self._epoch(number).batches)
+            number = int(np.searchsorted(self._last_steps, step))
+            index = step - 1 - (self._last_steps[number - 1] if number else 0)
+        else:
+            number, index = divmod(step - 1, self._fixed_batches)
+        return self._epoch(number).batch(index)
+
+    def _epoch(self, number: int) -> _Epoch:
+        if number not in self._epochs:
+            self._epochs[number] = self._make_epoch(number)
+            if len(self._epochs) > _EPOCHS_KEPT:
+                self._epochs.popitem(last=False)
+        self._epochs.move_to_end(number)
+        return self._epochs[number]
+
+    def _make_epoch(self, number: int) -> _Epoch:
+        source, target, size = self._source_lengths, self._target_lengths, self._batch.size
+        order = _permutation(len(target), self._seed, "sentences", number)
+        if self._by_tokens:
+            mean_length = float(target.mean()) + 1.0
+            pool = max(1, int(self._batch.pool * size / mean_length))
+        else:
+            order = order[: self._fixed_batches * size]
+            pool = self._batch.pool * size
+        pools = np.arange(len(order)) // pool
+        order = order[np.lexsort((source[order], target[order], pools))]  # stable: ties stay shuffled
+        if self._by_tokens:
+            starts = _cut_by_tokens(target[order] + 1, pools, size)
+        else:
+            starts = np.arange(self._fixed_batches, dtype=np.int64) * size
+        ends = np.append(starts[1:], len(order))
+        shuffled = _permutation(len(starts), self._seed, "batches", number)
+        return _Epoch(order, starts[shuffled], ends[shuffled])
+
+
+class Batch(NamedTuple):
+    """Sentences as tensors, int64. Padded positions hold EOS and never count: lengths tell them apart.
+
+    source: [batch, source time], each sentence with its EOS.
+    source_lengths: [batch], EOS counted.
+    target_input: [batch, target time], SOS and the sentence.
+    target_output: [batch, target time], the sentence and EOS.
+    target_lengths: [batch], EOS counted.
+    """
+
+    source: torch.Tensor
+    source_lengths: torch.Tensor
+    target_input: torch.Tensor
+    target_output: torch.Tensor
+    target_lengths: torch.Tensor
+
+
+def collate(encoded: EncodedText, numbers: Sequence[int] | np.ndarray) -> Batch:
+    """The sentences `numbers` of `encoded` as one batch, in that order. No sentences give tensors of zero rows."""
+    import torch
+
+    source, source_lengths = _padded([encoded.source[int(i)] for i in numbers])
+    target, target_lengths = _padded([encoded.target[int(i)] for i in numbers])
+    target_input = np.empty_like(target)
+    target_input[:, 0] = SOS
+    target_input[:, 1:] = target[:, :-1]
+    return Batch(*map(torch.from_numpy, (source, source_lengths, target_input, target, target_lengths)))
+
+
+@dataclass(frozen=True)
+class _Epoch:
+    """Sentence numbers in batches: batch `i` is `order[starts[i]:ends[i]]`."""
+
+    order: np.ndarray
+    starts: np.ndarray
+    ends: np.ndarray
+
+    @property
+    def batches(self) -> int:
+        return len(self.starts)
+
+    def batch(self, index: int) -> np.ndarray:
+        return self.order[int(self.starts[index]) : int(self.ends[index])]
+
+
+def _permutation(count: int, seed: int, *address: str | int) -> np.ndarray:
+    """A permutation of `range(count)` that depends on nothing but the seed and a named address."""
+    text = "/".join(map(str, ("order", seed, *address)))
+    words = np.frombuffer(hashlib.blake2b(text.encode(), digest_size=32).digest(), dtype="<u4")
+    # Raw words of a named bit generator: numpy keeps these streams, those of `Generator.permutation` it may change.
+    raw = np.random.PCG64(np.random.SeedSequence(words.tolist())).random_raw(count)
+    return np.argsort(raw, kind="stable")
+
+
+def _cut_by_tokens(lengths: np.ndarray, pools: np.ndarray, size: int) -> np.ndarray:
+    """Starts of batches of at most `size` padded positions; `lengths` ascend inside each pool, no batch spans two."""
+    starts: list[int] = []
+    pool_ends = np.append(np.flatnonzero(np.diff(pools)) + 1, len(pools)).tolist()
+    known = lengths.tolist()
+    start = 0
+    for pool_end in pool_ends:
+        while start < pool_end:
+            starts.append(start)
+            fits, too_many = start + 1, min(pool_end, start + max(1, size // known[start])) + 1
+            while too_many - fits > 1:  # padded positions grow with every sentence, so halving finds the last that fits
+                middle = (fits + too_many) // 2
+                if (middle - start) * known[middle - 1] <= size:
+                    fits = middle
+                else:
+                    too_many = middle
+            start = fits
+    return np.array(starts, dtype=np.int64)
+
+
+def _padded(sentences: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """[batch, time] int64 with an EOS behind each sentence and in the padding, and [batch] lengths with that EOS."""
+    lengths = np.array([len(sentence) + 1 for sentence in sentences], dtype=np.int64)
+    rows = np.full((len(sentences), int(lengths.max(initial=1))), EOS, dtype=np.int64)
+    if sentences:
+        rows[np.arange(rows.shape[1]) < lengths[:, None] - 1] = np.concatenate(sentences)
+    return rows, lengths

@@ -1,0 +1,151 @@
+"""Parallel text as it was published: files (plain or .gz, strict UTF-8) or one of the built-in generators."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+from nmt import registry
+from nmt.config.schema import DataConfig, SplitConfig
+from nmt.errors import UserError, did_you_mean
+
+
+@dataclass(frozen=True)
+class ParallelText:
+    """Sentences of two languages: `target[i]` translates `source[i]`."""
+
+    source: list[str] = field(default_factory=list)
+    target: list[str] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+
+@dataclass(frozen=True)
+class RawCorpus:
+    """A corpus before any cleaning."""
+
+    train: ParallelText
+    validation: ParallelText
+    test: ParallelText
+
+
+def load_corpus(data: DataConfig) -> RawCorpus:
+    """Read the files that `data` names, or generate its text.
+
+    Raises UserError where a file is missing, unreadable, empty, damaged, not UTF-8 or not what its checksum declares, and
+    where the two sides of a split have unequal numbers of lines.
+    """
+    if data.kind == "generated":
+        corpus: RawCorpus = registry.lookup("generator", data.generator, "data.generator")(data.options)
+        return corpus
+    return RawCorpus(
+        train=_read_split(data, "train", data.train),
+        validation=_read_split(data, "validation", data.validation),
+        test=_read_split(data, "test", data.test),
+    )
+
+
+def locate(data: DataConfig, name: str) -> Path:
+    """The path of the corpus file `name`; relative names are looked up in `data.dir`.
+
+    Raises UserError where there is no such file.
+    """
+    directory = Path(data.dir).expanduser()
+    path = directory / Path(name).expanduser()
+    if path.is_file():
+        return path
+    if not directory.is_dir():
+        raise UserError(f"there is no directory {directory}", where="data.dir", hint=_fetch_hint(data))
+    beside = [found.name for found in path.parent.iterdir()] if path.parent.is_dir() else []
+    raise UserError("there is no such file", where=str(path), hint=did_you_mean(path.name, beside) or _fetch_hint(data))
+
+
+def content_checksums(data: DataConfig, names: Sequence[str]) -> dict[str, str]:
+    """The sha256 of each named file as it lies on disk, whatever directory it lies in."""
+    return {name: _checksum(locate(data, name)) for name in names}
+
+
+def read_lines(path: Path, checksum: str = "") -> list[str]:
+    r"""The lines of a plain or .gz text file, without their line ends.
+
+    Only "\n" (and "\r\n") ends a line: `str.splitlines` would also cut at U+2028 and others that occur in sentences.
+    `checksum` is the sha256 that the file must have as it lies on disk; "" trusts it.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot be read: {error.strerror}", where=str(path)) from error
+    if checksum and hashlib.sha256(content).hexdigest() != checksum.lower():
+        raise UserError(
+            f"has sha256 {hashlib.sha256(content).hexdigest()}, and data.checksums declares {checksum}",
+            where=str(path),
+            hint="the file is damaged or another version: fetch it again, or correct data.checksums",
+        )
+    if path.suffix == ".gz":
+        try:
+            content = gzip.decompress(content)
+        except (OSError, EOFError, zlib.error) as error:
+            raise UserError(f"damaged gzip file: {error}", where=str(path)) from error
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise UserError(
+            f"byte 0x{content[error.start]:02x} is not UTF-8", where=f"{path}:{line}", hint="convert the file to UTF-8"
+        ) from error
+    lines = text.removeprefix("\ufeff").split("\n")
+    if lines[-1] == "":
+        lines.pop()
+    if not lines:
+        raise UserError("is empty", where=str(path))
+    return [line.removesuffix("\r") for line in lines]
+
+
+def _read_split(data: DataConfig, name: str, files: SplitConfig) -> ParallelText:
+    text = ParallelText()
+    for source_name, target_name in zip(files.source, files.target, strict=True):
+        source_path, target_path = locate(data, source_name), locate(data, target_name)
+        source = read_lines(source_path, _declared(data.checksums, source_name))
+        target = read_lines(target_path, _declared(data.checksums, target_name))
+        if len(source) != len(target):
+            raise UserError(
+                f"{source_path} has {len(source)} lines and {target_path} {len(target)}",
+                where=f"data.{name}",
+                hint="parallel files need a line for each line of the other",
+            )
+        text.source.extend(source)
+        text.target.extend(target)
+    return text
+
+
+def _declared(checksums: Mapping[str, str], name: str) -> str:
+    return checksums.get(name, "")
+
+
+def _fetch_hint(data: DataConfig) -> str:
+    corpus = "multi30k" if data.name.startswith("multi30k") else "wmt15" if data.name.startswith("wmt15") else ""
+    if corpus:
+        directory = data.dir or f"data/{corpus}"
+        return f"set data.dir=..., or run `python scripts/fetch_corpus.py corpus={corpus} dir={directory}`"
+    return "set data.dir=... to the directory that holds the files"
+
+
+def _checksum(path: Path) -> str:
+    try:
+        status = path.stat()
+        return _checksum_of_state(path, status.st_size, status.st_mtime_ns, status.st_ino)
+    except OSError as error:
+        raise UserError(f"cannot be read: {error.strerror}", where=str(path)) from error
+
+
+@lru_cache(maxsize=1024)
+def _checksum_of_state(path: Path, size: int, modified: int, inode: int) -> str:
+    # A sweep asks for identities many times; size, time and inode tell a file that was replaced meanwhile.
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

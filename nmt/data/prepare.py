@@ -1,0 +1,330 @@
+"""Prepared data: cleaned, segmented, encoded, and cached by a hash of everything that it depends on.
+
+A prepared set is a directory `<cache>/<hash>/` that appears whole, by one rename, or not at all: whatever a killed
+preparation leaves is named otherwise and removed by the next one. Several processes may ask at once: one prepares
+behind a file lock, the others wait and load. (The one place beside `nmt.runs` that renames and locks: a cache is no run.)
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from nmt.config.identity import canonical, digest, text_identity
+from nmt.config.schema import TRAIN, DataConfig, RunConfig
+from nmt.data.cleaning import EMPTY, OVERLONG, REASONS, clean, reason_to_drop, truncate
+from nmt.data.corpus import ParallelText, RawCorpus, load_corpus
+from nmt.data.ragged import Ragged
+from nmt.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from nmt.data.vocabulary import UNK
+from nmt.errors import UserError
+
+PREPARATION_VERSION = 1  # bump when the same text and keys give other prepared data
+TOKENIZER_FILES = ("source.tokenizer.json", "target.tokenizer.json")
+SPLITS = ("train", "validation", "test")
+_REPORT_EVERY = 2000  # records between calls of the progress function
+
+Record = TypeVar("Record")
+Progress = Callable[[str, int, int], None]
+"""Called as progress(stage, done, total) while text is cleaned and encoded."""
+
+
+@dataclass(frozen=True)
+class EncodedText:
+    """Parallel sentences as rows of the vocabularies, int32, without SOS and EOS.
+
+    `source_text` and `target_text` are the lines as published, for metrics; empty lists for training text.
+    """
+
+    source: Sequence[np.ndarray]
+    target: Sequence[np.ndarray]
+    source_text: list[str] = field(default_factory=list)
+    target_text: list[str] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    @property
+    def source_lengths(self) -> np.ndarray:
+        """Tokens of each source sentence without EOS, [sentences] int64."""
+        return lengths_of(self.source)
+
+    @property
+    def target_lengths(self) -> np.ndarray:
+        """Tokens of each target sentence without EOS, [sentences] int64."""
+        return lengths_of(self.target)
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """All that training and evaluation read of a corpus.
+
+    fingerprint: sha256 over the encoded sentences, the reference text and the vocabularies.
+    report: what was kept, dropped by reason and truncated, sizes of vocabularies, unknown tokens.
+    directory: where it lies; holds `TOKENIZER_FILES`.
+    """
+
+    source_tokenizer: Tokenizer
+    target_tokenizer: Tokenizer
+    train: EncodedText
+    validation: EncodedText
+    test: EncodedText
+    fingerprint: str
+    report: dict[str, Any]
+    directory: Path
+
+
+def prepare(config: RunConfig, progress: Progress | None = None) -> PreparedData:
+    """The prepared data of `config`, from the cache where it is there.
+
+    Training text is cut to `data.max_sentences`, cleaned, rid of empty sides, segmented, then filtered (or truncated) by
+    length and filtered by ratio. Validation and test sentences stay whole, all of them, in their order.
+
+    Raises UserError for what is wrong with the corpus, for a vocabulary size that cannot be had, where nothing is left
+    to train on, and where the cache cannot be written.
+    """
+    key = preparation_key(config)
+    cache = cache_directory(config)
+    directory = cache / key
+    if (found := _load(directory)) is not None:
+        return found
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with _locked(cache / f"{key}.lock"):
+            if (found := _load(directory)) is not None:  # another process was first
+                return found
+            for leftover in [directory, *cache.glob(f"{key}.*.tmp")]:
+                shutil.rmtree(leftover, ignore_errors=True)  # of a killed preparation, or damaged
+            temporary = cache / f"{key}.{os.getpid()}.tmp"
+            temporary.mkdir()
+            try:
+                _write(config, temporary, progress or (lambda stage, done, total: None))
+                temporary.replace(directory)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+    except OSError as error:
+        raise UserError(
+            f"prepared data cannot be written: {error.strerror or error}", where=str(cache), hint="set paths.cache=..."
+        ) from error
+    prepared = _load(directory)
+    if prepared is None:
+        raise UserError("prepared data was changed while it was written", where=str(directory))
+    return prepared
+
+
+def preparation_key(config: RunConfig) -> str:
+    """The hash that names the prepared data of `config`; see `prepare`."""
+    return digest(
+        {
+            "version": PREPARATION_VERSION,
+            "text": text_identity(config.data, SPLITS),
+            "data": canonical(config.data, {TRAIN}),
+            "tokenizer": canonical(config.tokenizer, {TRAIN}),
+        }
+    )
+
+
+def cache_directory(config: RunConfig) -> Path:
+    """Where prepared data is kept: `paths.cache`, else `<paths.runs>/.prepared`."""
+    paths = config.paths
+    return Path(paths.cache).expanduser() if paths.cache else Path(paths.runs).expanduser() / ".prepared"
+
+
+def load_tokenizers(directory: Path) -> tuple[Tokenizer, Tokenizer]:
+    """Source and target tokenizer from a directory that holds `TOKENIZER_FILES`; one object where they are joint."""
+    source_file, target_file = (directory / name for name in TOKENIZER_FILES)
+    source = load_tokenizer(source_file)
+    if target_file.is_file() and source_file.read_bytes() == target_file.read_bytes():
+        return source, source
+    return source, load_tokenizer(target_file)
+
+
+def lengths_of(sentences: Sequence[np.ndarray]) -> np.ndarray:
+    """The number of tokens of each sentence, [sentences] int64."""
+    if isinstance(sentences, Ragged):
+        return sentences.lengths
+    return np.array([len(sentence) for sentence in sentences], dtype=np.int64)
+
+
+def _write(config: RunConfig, directory: Path, progress: Progress) -> None:
+    data, corpus = config.data, load_corpus(config.data)
+    languages = (data.source_language, data.target_language)
+    report: dict[str, Any] = {}
+
+    limit = data.max_sentences or len(corpus.train)
+    read = ParallelText(corpus.train.source[:limit], corpus.train.target[:limit])
+    cleaned = [
+        _clean_all(lines, data, language, f"cleaning training text ({side})", progress)
+        for side, lines, language in zip(("source", "target"), (read.source, read.target), languages, strict=True)
+    ]
+    pairs = [pair for pair in zip(*cleaned, strict=True) if reason_to_drop(*pair) != EMPTY]
+    if not pairs:
+        raise _nothing_left(len(read), Counter({EMPTY: len(read)}))
+    tokenizers, report["tokenizer"] = _train_tokenizers(config, pairs, progress)
+    for name, tokenizer in zip(TOKENIZER_FILES, tokenizers, strict=True):
+        tokenizer.save(directory / name)
+
+    train, report["train"] = _encode_training(pairs, tokenizers, data, progress)
+    report["train"]["dropped"][EMPTY] = len(read) - len(pairs)
+    report["train"] = {"read": len(read), **report["train"]}
+    if not len(train[0]):
+        raise _nothing_left(len(read), report["train"]["dropped"])
+    _save_split(directory, "train", train)
+    for name in ("validation", "test"):
+        text: ParallelText = getattr(corpus, name)
+        encoded = [
+            Ragged.of(tokenizer.encode(clean(line, data, language)) for line in lines)
+            for tokenizer, language, lines in zip(tokenizers, languages, (text.source, text.target), strict=True)
+        ]
+        report[name] = {"kept": len(text)} | _token_counts(encoded)
+        _save_split(directory, name, encoded)
+        _write_json(directory / f"{name}.text.json", {"source": text.source, "target": text.target})
+    fingerprint = _fingerprint(tokenizers, directory, corpus)
+    _write_json(directory / "prepared.json", {"fingerprint": fingerprint, "report": report})
+
+
+def _clean_all(lines: list[str], data: DataConfig, language: str, stage: str, progress: Progress) -> list[str]:
+    return [clean(line, data, language) for line in _reported(lines, stage, progress)]
+
+
+def _train_tokenizers(
+    config: RunConfig, pairs: list[tuple[str, str]], progress: Progress
+) -> tuple[tuple[Tokenizer, Tokenizer], dict[str, Any]]:
+    progress("learning the vocabulary", 0, 1)
+    if config.tokenizer.joint:
+        joint, report = train_tokenizer(
+            config.tokenizer, lambda: (text for side in (0, 1) for text in _side(pairs, side))
+        )
+        tokenizers, reports = (joint, joint), {"joint": report}
+    else:
+        source, source_report = train_tokenizer(config.tokenizer, lambda: _side(pairs, 0))
+        target, target_report = train_tokenizer(config.tokenizer, lambda: _side(pairs, 1))
+        tokenizers, reports = (source, target), {"source": source_report, "target": target_report}
+    progress("learning the vocabulary", 1, 1)
+    return tokenizers, reports
+
+
+def _side(pairs: list[tuple[str, str]], side: int) -> Iterator[str]:
+    return (pair[side] for pair in pairs)
+
+
+def _encode_training(
+    pairs: list[tuple[str, str]], tokenizers: tuple[Tokenizer, Tokenizer], data: DataConfig, progress: Progress
+) -> tuple[list[Ragged], dict[str, Any]]:
+    dropped: Counter[str] = Counter()
+    truncated = 0
+
+    def kept() -> Iterator[tuple[list[int], list[int]]]:
+        nonlocal truncated
+        for source_text, target_text in _reported(pairs, "encoding training text", progress):
+            source, target = tokenizers[0].encode(source_text), tokenizers[1].encode(target_text)
+            if data.overlong == "truncate" and max(len(source), len(target)) > data.max_length:
+                truncated += 1
+                source, target = truncate(source, data.max_length), truncate(target, data.max_length)
+            reason = reason_to_drop(source, target, max_length=data.max_length, max_ratio=data.max_ratio)
+            if reason:
+                dropped[reason] += 1
+            else:
+                yield source, target
+
+    encoded = Ragged.of_pairs(kept())
+    counts = {
+        "kept": len(encoded[0]),
+        "truncated": truncated,
+        "dropped": {reason: dropped[reason] for reason in REASONS},
+    }
+    return list(encoded), counts | _token_counts(encoded)
+
+
+def _token_counts(encoded: Sequence[Ragged]) -> dict[str, int]:
+    return {
+        f"{side}_{what}": int(count)
+        for side, sentences in zip(("source", "target"), encoded, strict=True)
+        for what, count in (("tokens", len(sentences.flat)), ("unknown", np.count_nonzero(sentences.flat == UNK)))
+    }
+
+
+def _nothing_left(read: int, dropped: Counter[str] | dict[str, int]) -> UserError:
+    reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items() if count)
+    hint = f"raise data.max_length, now in the way of {dropped[OVERLONG]} pairs" if dropped[OVERLONG] else None
+    return UserError(f"none of {read} training pairs is left after cleaning ({reasons})", where="data", hint=hint)
+
+
+def _fingerprint(tokenizers: tuple[Tokenizer, Tokenizer], directory: Path, corpus: RawCorpus) -> str:
+    total = hashlib.sha256()
+
+    def add(name: str, content: bytes) -> None:
+        total.update(f"{name} {len(content)}\n".encode())
+        total.update(content)
+
+    for tokenizer in tokenizers:
+        add("vocabulary", "\n".join(tokenizer.token(number) for number in range(tokenizer.size)).encode())
+    for split in SPLITS:
+        for side in ("source", "target"):
+            sentences = Ragged.load(directory / f"{split}.{side}")
+            add(f"{split} {side} offsets", sentences.offsets.astype("<i8").tobytes())
+            add(f"{split} {side} tokens", sentences.flat.astype("<i4").tobytes())
+    for text in (corpus.validation, corpus.test):
+        add("references", "\n".join(text.target).encode())
+    return total.hexdigest()
+
+
+def _save_split(directory: Path, name: str, encoded: Sequence[Ragged]) -> None:
+    for side, sentences in zip(("source", "target"), encoded, strict=True):
+        sentences.save(directory / f"{name}.{side}")
+
+
+def _load(directory: Path) -> PreparedData | None:
+    """The prepared data in `directory`, or None where there is none or it is damaged."""
+    if not directory.is_dir():
+        return None
+    try:
+        about = json.loads((directory / "prepared.json").read_text(encoding="utf-8"))
+        source, target = load_tokenizers(directory)
+        splits = {}
+        for name in SPLITS:
+            text: dict[str, list[str]] = {"source": [], "target": []}
+            if name != "train":
+                text = json.loads((directory / f"{name}.text.json").read_text(encoding="utf-8"))
+            sides = [Ragged.load(directory / f"{name}.{side}") for side in ("source", "target")]
+            splits[name] = EncodedText(sides[0], sides[1], text["source"], text["target"])
+        return PreparedData(
+            source_tokenizer=source,
+            target_tokenizer=target,
+            fingerprint=about["fingerprint"],
+            report=about["report"],
+            directory=directory,
+            **splits,
+        )
+    except (OSError, ValueError, KeyError, TypeError, UserError):
+        return None
+
+
+def _write_json(path: Path, data: Any) -> None:
+    path.write_text(json.dumps(data, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+
+
+def _reported(records: Sequence[Record], stage: str, progress: Progress) -> Iterator[Record]:
+    for done, record in enumerate(records):
+        if done % _REPORT_EVERY == 0:
+            progress(stage, done, len(records))
+        yield record
+    progress(stage, len(records), len(records))
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # released by the kernel however this process ends
+        yield
