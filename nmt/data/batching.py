@@ -32,8 +32,9 @@ class Sampler:
 
     With `batch.unit: sentences` every batch has `batch.size` sentences; what is left of an epoch's permutation (fewer
     than a batch, others each epoch) sits that epoch out. A corpus smaller than a batch is one batch. With `tokens` a
-    batch is as many neighbours of a sorted pool as fit `batch.size` target positions, padding and EOS included; a longer
-    sentence is a batch of its own. Every sentence is then seen once an epoch, and epochs differ in number of batches.
+    batch is as many neighbours of a sorted pool as fit `batch.size` target positions, padding and EOS included; a
+    longer sentence is a batch of its own. Every sentence is then seen once an epoch, and epochs differ in their number
+    of batches.
     """
 
     def __init__(

@@ -38,8 +38,8 @@ class RawCorpus:
 def load_corpus(data: DataConfig) -> RawCorpus:
     """Read the files that `data` names, or generate its text.
 
-    Raises UserError where a file is missing, unreadable, empty, damaged, not UTF-8 or not what its checksum declares, and
-    where the two sides of a split have unequal numbers of lines.
+    Raises UserError where a file is missing, unreadable, empty, damaged, not UTF-8 or not what its checksum declares,
+    and where the two sides of a split have unequal numbers of lines.
     """
     if data.kind == "generated":
         corpus: RawCorpus = registry.lookup("generator", data.generator, "data.generator")(data.options)

@@ -2,7 +2,8 @@
 
 A prepared set is a directory `<cache>/<hash>/` that appears whole, by one rename, or not at all: whatever a killed
 preparation leaves is named otherwise and removed by the next one. Several processes may ask at once: one prepares
-behind a file lock, the others wait and load. (The one place beside `nmt.runs` that renames and locks: a cache is no run.)
+behind a file lock, the others wait and load. (The one place beside `nmt.runs` that renames and locks: no run is
+concerned.)
 """
 
 from __future__ import annotations
@@ -88,8 +89,8 @@ class PreparedData:
 def prepare(config: RunConfig, progress: Progress | None = None) -> PreparedData:
     """The prepared data of `config`, from the cache where it is there.
 
-    Training text is cut to `data.max_sentences`, cleaned, rid of empty sides, segmented, then filtered (or truncated) by
-    length and filtered by ratio. Validation and test sentences stay whole, all of them, in their order.
+    Training text is cut to `data.max_sentences`, cleaned, rid of empty sides, segmented, then filtered (or truncated)
+    by length and filtered by ratio. Validation and test sentences stay whole, all of them, in their order.
 
     Raises UserError for what is wrong with the corpus, for a vocabulary size that cannot be had, where nothing is left
     to train on, and where the cache cannot be written.
