@@ -1,0 +1,376 @@
+"""One experiment of MLflow kept equal to run directories: a run a configuration, below it one a replicate.
+
+An experiment is a sweep at a scale. Its top-level runs are configurations, with mean, sample standard deviation and
+maximum over their replicates; those are the child runs, with curves. (A third level, the sweep itself, would hide all
+charts: MLflow 3.17 draws top-level runs only.)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import getpass
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nmt.config import from_dict
+from nmt.config.identity import canonical, digest
+from nmt.config.schema import DECODE, PLACEMENT, TRAIN, RunConfig
+from nmt.errors import UserError
+from nmt.runs import RunStatus, RunStore
+from sweeps.aggregate import describe
+from sweeps.curves import CurveReader, Point
+from sweeps.mirrored_run import MirroredRun
+from sweeps.results import Replicate, read_replicate
+
+if TYPE_CHECKING:
+    from mlflow.entities import Experiment, Run
+    from mlflow.tracking import MlflowClient
+
+KIND, CONFIGURATION, RUN_ID, STATE = "nmt.kind", "nmt.configuration", "nmt.run_id", "nmt.state"
+STATUS = {
+    "queued": "SCHEDULED",
+    "running": "RUNNING",
+    "interrupted": "KILLED",
+    "failed": "FAILED",
+    "diverged": "FINISHED",  # it counts in the statistics; the tag nmt.state tells it from a finished one
+    "finished": "FINISHED",
+}
+OVER = ("KILLED", "FAILED", "FINISHED")
+WATCHED = ("config.yaml", "env.json", "status.json", "metrics.jsonl", "result.json", "decodes")
+COPIED = ("config.yaml", "env.json", "metrics.jsonl", "result.json")
+VIEW = "nmt"  # name of the column selection that the link to the table asks for
+LONGEST_NOTE = 5000  # characters of an experiment's tag
+
+
+@dataclass(frozen=True)
+class ConfigurationGroup:
+    """A row of a sweep: a configuration and the ids of its replicates' runs.
+
+    `config` is what `nmt.config.to_dict` made of it; its seed does not matter.
+    """
+
+    label: str
+    train_id: str
+    run_ids: Sequence[str]
+    config: Mapping[str, Any]
+
+    @property
+    def key(self) -> str:
+        """Tells configurations of an experiment apart: training, label, and how the test split is decoded."""
+        config = from_dict(self.config)
+        decoding = {"search": canonical(config.search, {TRAIN}), "test": canonical(config.data.test, {TRAIN})}
+        return digest({"train_id": self.train_id, "label": self.label} | decoding)
+
+
+class ExperimentMirror:
+    """Everything of one experiment. Raises what MLflow raises; damaged run directories are left out and noted.
+
+    Parameters
+    ----------
+    artifacts: where a new experiment's artifacts go; None leaves it to the server.
+    """
+
+    def __init__(
+        self,
+        client: MlflowClient,
+        store: RunStore,
+        name: str,
+        groups: Sequence[ConfigurationGroup],
+        artifacts: Path | None,
+    ):
+        self.client, self.name = client, name
+        self.damaged: dict[str, str] = {}
+        self.points = 0
+        self.experiment = _experiment(client, name, artifacts)
+        known = _known_runs(client, self.experiment.experiment_id)
+        self.configurations = [
+            _ConfigurationMirror(client, store, self.experiment.experiment_id, group, known) for group in groups
+        ]
+        self._describe_columns()
+
+    def update(self) -> None:
+        """Write what is new."""
+        for configuration in self.configurations:
+            self.points += configuration.update(self.damaged)
+
+    def attach(self, path: Path, label: str | None = None) -> None:
+        """Store a report's file with the configuration called `label`, or with each (Markdown: as description too)."""
+        if label is None and path.suffix == ".md":
+            text = path.read_text(encoding="utf-8")[:LONGEST_NOTE]
+            self.client.set_experiment_tag(self.experiment.experiment_id, "mlflow.note.content", text)
+        for configuration in self.configurations:
+            if label in (None, configuration.group.label):
+                configuration.run.put(path, "report")
+
+    def _describe_columns(self) -> None:
+        # The table hides metrics until they are chosen one by one. This tag is what its "Share" button writes.
+        metric = self.configurations[0].metric if self.configurations else "bleu"
+        columns = [
+            f"tags.`{metric}`",
+            *(f"metrics.`{name}`" for name in (f"{metric}_mean", f"{metric}_sd", f"{metric}_max", "n", "parameters")),
+            "attributes.`Duration`",
+        ]
+        order = {"orderByKey": f"metrics.`{metric}_mean`", "orderByAsc": False}
+        view = {"selectedColumns": columns, "columnOrder": [], **order}
+        key, value = f"mlflow.sharedViewState.{VIEW}", json.dumps(view)
+        if self.experiment.tags.get(key) != value:
+            self.client.set_experiment_tag(self.experiment.experiment_id, key, value)
+
+
+class _ConfigurationMirror:
+    """A configuration's run and those of its replicates."""
+
+    def __init__(
+        self,
+        client: MlflowClient,
+        store: RunStore,
+        experiment_id: str,
+        group: ConfigurationGroup,
+        known: Mapping[tuple[str, str], Run],
+    ):
+        self.group = group
+        config = from_dict(group.config)
+        key = group.key
+        tags = {KIND: "configuration", CONFIGURATION: key, "nmt.train_id": group.train_id, "mlflow.user": _user()}
+        run = known.get((key, ""))
+        if run is None:
+            run = client.create_run(experiment_id, run_name=group.label, tags=tags | _source("nmt sweep"))
+            run = client.get_run(run.info.run_id)
+        self.run = MirroredRun(client, run)
+        self.run.set_name(group.label)
+        self.run.set_params(parameters_of(config))
+        self.metric = config.validation.metric
+        self.replicates = [
+            _ReplicateMirror(client, store, experiment_id, self.run, key, run_id, config, known)
+            for run_id in group.run_ids
+        ]
+        self._config_stored = False
+
+    def update(self, damaged: dict[str, str]) -> int:
+        """Write what is new; returns the number of points of curves."""
+        points = 0
+        for replicate in self.replicates:
+            try:
+                points += replicate.update()
+                damaged.pop(replicate.run_id, None)
+            except UserError as error:
+                damaged[replicate.run_id] = str(error)
+        self._summarise()
+        return points
+
+    def _summarise(self) -> None:
+        done = [one.result for one in self.replicates if one.result and one.result.complete]
+        names = dict.fromkeys(name for result in done for name in result.metrics)
+        metrics: dict[str, float | None] = {"n": len(done)}
+        for name in names:
+            found = describe(result.metrics.get(name) for result in done)
+            if found is not None:
+                metrics |= {f"{name}_mean": found.mean, f"{name}_sd": found.sd, f"{name}_max": found.max}
+            if found is not None and name == self.metric:
+                spread = "" if found.sd is None else f" ± {found.sd:.2f}"
+                self.run.set_tags({name: f"{found.mean:.2f}{spread} ({found.max:.2f})"})
+        metrics["parameters"] = next((one.parameters for one in done if one.parameters is not None), None)
+        time = max((one.heartbeat for one in self.replicates), default=0)
+        self.run.set_metrics(metrics, step=len(done), timestamp=time)
+        self._config_stored = self._config_stored or self._store_config()
+        states = {one.status.state for one in self.replicates}
+        self.run.set_tags({STATE: ", ".join(sorted(states))})
+        if "running" in states:
+            self.run.go_on("RUNNING")
+        elif states <= {"finished", "diverged"}:
+            self.run.end("FINISHED", time)
+        elif "failed" in states:
+            self.run.end("FAILED", time)
+        elif "interrupted" in states:
+            self.run.end("KILLED", time)
+
+    def _store_config(self) -> bool:
+        for replicate in self.replicates:
+            path = replicate.directory / "config.yaml"
+            if path.exists():
+                self.run.put(path)
+                return True
+        return False
+
+
+class _ReplicateMirror:
+    """A replicate's run: curves, how it ended, and where its numbers come from."""
+
+    def __init__(
+        self,
+        client: MlflowClient,
+        store: RunStore,
+        experiment_id: str,
+        parent: MirroredRun,
+        key: str,
+        run_id: str,
+        config: RunConfig,
+        known: Mapping[tuple[str, str], Run],
+    ):
+        self.client, self.store, self.run_id = client, store, run_id
+        self.directory = store.directory(run_id)
+        self.status = RunStatus()
+        self.result: Replicate | None = None
+        self._experiment_id, self._parent, self._key = experiment_id, parent, key
+        self._config = dataclasses.replace(config, seed=int(run_id.rpartition("/s")[2]))
+        self._reader = CurveReader(self.directory / "metrics.jsonl")
+        self._run = MirroredRun(client, known[key, run_id]) if (key, run_id) in known else None
+        self._checked = False
+        self._seen: tuple[Any, ...] = ()
+        self._stored: tuple[Any, ...] = ()
+
+    @property
+    def heartbeat(self) -> int:
+        """Unix time of the run's last sign of life, in milliseconds."""
+        return int(self.status.heartbeat * 1000)
+
+    def update(self) -> int:
+        """Write what is new; returns the number of points of curves. Raises UserError for a damaged directory."""
+        self.status = self.store.status(self.run_id)
+        seen = (self.status.state, *_stamps(self.directory))
+        if seen == self._seen or not (self.directory / "config.yaml").exists():
+            return 0
+        self.result = read_replicate(self.store, self._config)
+        result = self.store.read_json(self.run_id, "result.json") or {}
+        points = self._reader.read()
+        run = self._current(points, over=bool(result))
+        added = run.add_points(points, start=(self.directory / "config.yaml").stat().st_mtime)
+        self._describe(run)
+        self._conclude(run, result)
+        self._seen = seen
+        return added
+
+    def _current(self, points: Sequence[Point], over: bool) -> MirroredRun:
+        """The run to write to; one that mirrors another training under the same id goes to MLflow's trash."""
+        if self._run is not None and not self._checked and self._run.contradicts(points, complete=over):
+            self.client.delete_run(self._run.id)
+            self._run = None
+        if self._run is None:
+            tags = {
+                KIND: "replicate",
+                CONFIGURATION: self._key,
+                RUN_ID: self.run_id,
+                "mlflow.parentRunId": self._parent.id,
+                "mlflow.user": _user(),
+            }
+            name = f"{self._parent.name} · seed {self._config.seed}"
+            start = int((self.directory / "config.yaml").stat().st_mtime * 1000)
+            run = self.client.create_run(self._experiment_id, start, tags | _source("nmt train"), name)
+            self._run = MirroredRun(self.client, self.client.get_run(run.info.run_id))
+            self._run.set_params(parameters_of(self._config) | {"seed": str(self._config.seed)})
+        self._checked = True
+        return self._run
+
+    def _describe(self, run: MirroredRun) -> None:
+        environment = self.store.read_json(self.run_id, "env.json")
+        if environment is None:
+            return
+        code = environment.get("code") or {}
+        tags = {
+            "mlflow.source.git.commit": code.get("commit"),
+            "mlflow.source.git.dirty": None if code.get("dirty") is None else str(code["dirty"]).lower(),
+            "nmt.patch_sha256": code.get("patch_sha256"),
+            "nmt.version": code.get("version"),
+            "nmt.host": environment.get("host"),
+            "nmt.device": (environment.get("device") or {}).get("name"),
+        }
+        run.set_tags({name: value for name, value in tags.items() if value})
+        if environment.get("fingerprint"):
+            run.add_dataset(self._config.data.name or self._config.data.generator, environment["fingerprint"])
+
+    def _conclude(self, run: MirroredRun, result: Mapping[str, Any]) -> None:
+        status = STATUS[self.status.state]
+        tags = {STATE: self.status.state, "nmt.directory": str(self.directory)}
+        run.set_tags(tags | ({"nmt.error": self.status.error} if self.status.error else {}))
+        if result:
+            run.set_metrics(self._final_metrics(result), step=int(result.get("steps") or 0), timestamp=self.heartbeat)
+        if status not in OVER:
+            run.go_on(status)
+            return
+        run.end(status, self.heartbeat)
+        stamps = _stamps(self.directory)
+        if stamps != self._stored:
+            for name in COPIED:
+                if (self.directory / name).exists():
+                    run.put(self.directory / name)
+            self._stored = stamps
+
+    def _final_metrics(self, result: Mapping[str, Any]) -> dict[str, float | None]:
+        validation, replicate = (result.get("best") or {}).get("metrics") or {}, self.result
+        metrics: dict[str, float | None] = {f"best/{name}": value for name, value in validation.items()}
+        metrics |= {f"test/decode/{name}": value for name, value in (replicate.metrics if replicate else {}).items()}
+        metrics |= {f"convergence/{name}": value for name, value in (result.get("convergence") or {}).items()}
+        metrics |= {name: result.get(name) for name in ("parameters", "tokens_per_second", "peak_memory_bytes")}
+        return {name: value for name, value in metrics.items() if isinstance(value, int | float)}
+
+
+def parameters_of(config: RunConfig) -> dict[str, str]:
+    """The keys that make a result, flattened, as text: of training and decoding, not of where it happens."""
+    return dict(_flat(config, ""))
+
+
+def _flat(config: Any, prefix: str) -> Iterator[tuple[str, str]]:
+    for field in dataclasses.fields(config):
+        role = field.metadata.get("role", TRAIN)
+        if role == PLACEMENT or field.name == "checksums":
+            continue
+        assert role in (TRAIN, DECODE)
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from _flat(value, f"{prefix}{field.name}.")
+        elif isinstance(value, Mapping):
+            yield from ((f"{prefix}{field.name}.{name}", str(inner)) for name, inner in value.items())
+        else:
+            text = " ".join(map(str, value)) if isinstance(value, list) else str(value)
+            yield f"{prefix}{field.name}", text
+
+
+def _experiment(client: MlflowClient, name: str, artifacts: Path | None) -> Experiment:
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        location = None if artifacts is None else (artifacts / name).absolute().as_uri()
+        kind = {"mlflow.experimentKind": "custom_model_development"}
+        return client.get_experiment(client.create_experiment(name, location, kind))
+    if found.lifecycle_stage == "deleted":
+        client.restore_experiment(found.experiment_id)
+    return found
+
+
+def _known_runs(client: MlflowClient, experiment_id: str) -> dict[tuple[str, str], Run]:
+    """Runs of the experiment that are ours, by configuration and run id (empty for the configuration itself)."""
+    known: dict[tuple[str, str], Run] = {}
+    token: str | None = None
+    while True:
+        page = client.search_runs([experiment_id], order_by=["attributes.start_time DESC"], page_token=token)
+        for run in page:
+            if CONFIGURATION in run.data.tags:
+                known[run.data.tags[CONFIGURATION], run.data.tags.get(RUN_ID, "")] = run  # the oldest of twins wins
+        token = page.token
+        if not token:
+            return known
+
+
+def _stamps(directory: Path) -> tuple[tuple[int, int] | None, ...]:
+    return tuple(_stamp(directory / name) for name in WATCHED)
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size
+
+
+def _source(command: str) -> dict[str, str]:
+    return {"mlflow.source.name": command, "mlflow.source.type": "LOCAL"}
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # no such user in the container
+        return "unknown"

@@ -1,0 +1,146 @@
+"""The tracking store: which one is meant, who may write to it, and how to open it.
+
+MLflow's own rules are not enough for several processes: its default store depends on the working directory, processes
+that create an sqlite store together crash in its schema migration, and nothing stops two writers from mirroring the
+same run twice. So there is one absolute URI and one lock.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import importlib.util
+import json
+import logging
+import os
+import socket
+import warnings
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+from nmt.errors import UserError
+
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
+
+DATABASE, ARTIFACTS = "mlflow.db", "mlflow-artifacts"
+SCHEMES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql")
+SETTINGS = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # would break the live table
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # MLflow's own 7 would hold up a training for minutes
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+}
+
+
+def default_uri(runs: Path) -> str:
+    """The sqlite store in a directory of runs."""
+    return f"sqlite:///{runs.resolve() / DATABASE}"
+
+
+def resolve_uri(uri: str, runs: Path) -> str:
+    """The absolute URI meant by `tracking.uri`; empty means the sqlite store in `runs`.
+
+    Raises UserError for a kind of store that cannot be used.
+    """
+    if not uri:
+        return default_uri(runs)
+    scheme, separator, rest = uri.partition("://")
+    if not separator or scheme.partition("+")[0] not in SCHEMES:
+        raise UserError(
+            f"'{uri}' is no tracking store",
+            where="tracking.uri",
+            allowed=["empty: an sqlite file in paths.runs", *(f"{scheme}://..." for scheme in SCHEMES)],
+            hint=f"for a file write tracking.uri=sqlite:///{uri}" if not separator else None,
+        )
+    if scheme.startswith("sqlite"):
+        return f"{scheme}:///{Path(rest.removeprefix('/')).expanduser().resolve()}"
+    return uri
+
+
+def sqlite_path(uri: str) -> Path | None:
+    """The database file of an sqlite URI, None for a server."""
+    scheme, _, rest = uri.partition("://")
+    return Path(rest.removeprefix("/")) if scheme.startswith("sqlite") else None
+
+
+def artifact_root(uri: str) -> Path | None:
+    """Where artifacts of an sqlite store go: beside the database. None leaves it to the server."""
+    database = sqlite_path(uri)
+    return None if database is None else database.with_name(ARTIFACTS)
+
+
+def require_mlflow() -> None:
+    """Raise UserError where MLflow is not installed; imports nothing."""
+    if importlib.util.find_spec("mlflow") is None:
+        raise UserError(
+            "MLflow is not installed", where="tracking=mlflow", hint="tracking=none, or `pip install mlflow`"
+        )
+
+
+def open_client(uri: str) -> MlflowClient:
+    """A client of the store; creates an sqlite store with its schema. Call it with the store's lock in hand.
+
+    Raises whatever MLflow raises where the store cannot be reached.
+    """
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from mlflow.tracking import MlflowClient
+
+        for name in ("mlflow", "alembic"):
+            logging.getLogger(name).setLevel(logging.WARNING)
+        return MlflowClient(tracking_uri=uri)
+
+
+class StoreLock:
+    """The right to write to a tracking store: `flock` on a file, which its holder's death releases.
+
+    The file stands next to an sqlite store, and in the directory of runs for a server.
+    """
+
+    def __init__(self, uri: str, runs: Path):
+        database = sqlite_path(uri)
+        server = f".mlflow-{hashlib.sha256(uri.encode()).hexdigest()[:8]}"
+        self.path = runs / f"{server}.lock" if database is None else database.with_name(f"{database.name}.lock")
+        self._file: IO[str] | None = None
+
+    @property
+    def held(self) -> bool:
+        """Whether this object holds the lock."""
+        return self._file is not None
+
+    def acquire(self) -> bool:
+        """Take the lock if it is free; returns whether it is held now. Raises OSError where the disk refuses."""
+        if self._file is not None:
+            return True
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        file = self.path.open("a+")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            return False
+        except OSError:
+            file.close()
+            raise
+        file.truncate(0)
+        json.dump({"pid": os.getpid(), "host": socket.gethostname()}, file)
+        file.flush()
+        self._file = file
+        return True
+
+    def holder(self) -> str:
+        """Who wrote himself into the lock last, in words."""
+        try:
+            found = json.loads(self.path.read_text(encoding="utf-8"))
+            return f"process {found['pid']} on {found['host']}"
+        except (OSError, ValueError, KeyError):
+            return "another process"
+
+    def release(self) -> None:
+        """Let go of the lock; the file stays, since removing it would let two holders in."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
