@@ -1,0 +1,138 @@
+"""Replicates to rows: means, standard deviations and extremes, with everything that limits what they say."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from sweeps.plan import PlannedRow, SweepPlan
+from sweeps.results import Replicate, read_replicate
+from sweeps.spec import Published
+
+TIMINGS = ("exclusive", "shared")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Statistics:
+    """Of `n` values; `sd` is the sample form (n - 1 in the denominator), None for one value."""
+
+    n: int
+    mean: float
+    sd: float | None
+    median: float
+    min: float
+    max: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowResult:
+    """A row of the table.
+
+    `metrics` holds statistics over replicates of each test metric (`bleu`, …); a diverged replicate counts like any
+    other, with the score of its best checkpoint. `tokens_per_second` and `convergence_seconds` are kept apart by
+    timing, since a run that shared the machine was slower for no reason of its own.
+    """
+
+    label: str
+    replicates: tuple[Replicate, ...]
+    requested: int
+    max_steps: int
+    metrics: dict[str, Statistics] = field(default_factory=dict)
+    log_perplexity: Statistics | None = None
+    steps: Statistics | None = None
+    convergence_steps: Statistics | None = None
+    convergence_tokens: Statistics | None = None
+    tokens_per_second: dict[str, Statistics] = field(default_factory=dict)
+    convergence_seconds: dict[str, Statistics] = field(default_factory=dict)
+    parameters: int | None = None
+    published: Published | None = None
+    differs: tuple[str, ...] = ()
+    same_runs_as: str | None = None
+
+    @property
+    def complete(self) -> list[Replicate]:
+        """The replicates that are in the statistics."""
+        return [replicate for replicate in self.replicates if replicate.complete]
+
+    @property
+    def missing(self) -> int:
+        """Replicates asked for that are not complete."""
+        return self.requested - len(self.complete)
+
+    @property
+    def diverged(self) -> int:
+        """Replicates that diverged; they are in the statistics."""
+        return sum(replicate.state == "diverged" for replicate in self.complete)
+
+    @property
+    def still_improving(self) -> int:
+        """Replicates that used the whole budget and were best at its end: more steps would have changed the number."""
+        return sum(
+            replicate.reason == "budget" and replicate.best_step == replicate.steps for replicate in self.complete
+        )
+
+    @property
+    def timing(self) -> str:
+        """The timing whose figures stand in the table: `exclusive` where there are any, else `shared`."""
+        return next((timing for timing in TIMINGS if timing in self.tokens_per_second), "")
+
+    def best_run(self, metric: str) -> Replicate | None:
+        """The replicate with the highest test metric; the earlier seed among equals."""
+        scored = [replicate for replicate in self.complete if metric in replicate.metrics]
+        return max(scored, key=lambda replicate: (replicate.metrics[metric], -replicate.seed), default=None)
+
+
+def aggregate(plan: SweepPlan) -> list[RowResult]:
+    """Read every replicate of the plan as it stands now, and sum up each row."""
+    return [aggregate_row(row, [read_replicate(plan.store, run.config) for run in row.runs]) for row in plan.rows]
+
+
+def aggregate_row(row: PlannedRow, replicates: Sequence[Replicate]) -> RowResult:
+    """Sum up one row from what its replicates' directories say."""
+    done = [replicate for replicate in replicates if replicate.complete]
+    names = list(dict.fromkeys(name for replicate in done for name in replicate.metrics))
+    return RowResult(
+        label=row.label,
+        replicates=tuple(replicates),
+        requested=len(row.runs),
+        max_steps=row.config.training.max_steps,
+        metrics={
+            name: described
+            for name in names
+            if (described := describe(replicate.metrics.get(name) for replicate in done)) is not None
+        },
+        log_perplexity=describe(replicate.log_perplexity for replicate in done),
+        steps=describe(replicate.steps for replicate in done),
+        convergence_steps=describe(replicate.convergence_steps for replicate in done),
+        convergence_tokens=describe(replicate.convergence_tokens for replicate in done),
+        tokens_per_second=_by_timing(done, "tokens_per_second"),
+        convergence_seconds=_by_timing(done, "convergence_seconds"),
+        parameters=next((replicate.parameters for replicate in done if replicate.parameters is not None), None),
+        published=row.spec.published,
+        differs=row.differs,
+        same_runs_as=row.same_runs_as,
+    )
+
+
+def describe(values: Iterable[float | None]) -> Statistics | None:
+    """Statistics of the values that are there; None where none is."""
+    known = [float(value) for value in values if value is not None]
+    if not known:
+        return None
+    return Statistics(
+        n=len(known),
+        mean=statistics.fmean(known),
+        sd=statistics.stdev(known) if len(known) > 1 else None,
+        median=statistics.median(known),
+        min=min(known),
+        max=max(known),
+    )
+
+
+def _by_timing(replicates: Sequence[Replicate], name: str) -> dict[str, Statistics]:
+    return {
+        timing: described
+        for timing in TIMINGS
+        if (described := describe(getattr(r, name) for r in replicates if r.timing == timing)) is not None
+    }

@@ -1,0 +1,177 @@
+"""A child process for each work item, without Ray: `executor=inline`.
+
+Children come from multiprocessing's fork server, which has imported the training code once, so a run starts in
+milliseconds and never inherits state of another.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from types import FrameType
+
+from nmt.config.schema import ExecutorConfig
+from nmt.runs import RunStore
+from sweeps.executors.placement import place
+from sweeps.worker import Outcome, WorkItem, record_failure, run_work_item
+
+POLL_SECONDS = 0.5
+PRELOAD = ["nmt.train"]
+LOG = "worker.log"  # what a run's process and its libraries print, in the run directory
+
+
+@dataclass
+class _Child:
+    item: WorkItem
+    attempt: int
+    process: ForkServerProcess
+    outcomes: Connection
+
+
+class InlineExecutor:
+    """Runs items in child processes of this one, `executor.workers` at a time.
+
+    A child that fails or dies is started again `executor.retries` times. With `in_process=True` (for tests) the items
+    run one after the other in this process instead.
+    """
+
+    def __init__(self, config: ExecutorConfig, store: RunStore, *, in_process: bool = False):
+        self.config, self.store, self.in_process = config, store, in_process
+
+    def execute(self, items: Sequence[WorkItem], on_poll: Callable[[], None]) -> None:
+        """Run all items; see `sweeps.executors.placement.Executor`."""
+        placement = place(self.config, items, cores=len(os.sched_getaffinity(0)))
+        placed = [placement.place(item) for item in items]
+        if self.in_process:
+            self._here(placed, on_poll)
+        else:
+            self._in_children(placed, placement.workers, on_poll)
+
+    def _here(self, items: Sequence[WorkItem], on_poll: Callable[[], None]) -> None:
+        for item in items:
+            for _ in range(1 + self.config.retries):
+                outcomes = run_work_item(item)
+                on_poll()
+                if any(outcome.state == "interrupted" for outcome in outcomes):
+                    raise KeyboardInterrupt
+                if not any(outcome.retry for outcome in outcomes):
+                    break
+
+    def _in_children(self, items: Sequence[WorkItem], workers: int, on_poll: Callable[[], None]) -> None:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(PRELOAD)
+        queue = deque((item, 1) for item in items)
+        children: list[_Child] = []
+        with _stop_signals(children) as stop:
+            try:
+                while (queue and not stop.is_set()) or children:
+                    while queue and len(children) < workers and not stop.is_set():
+                        item, attempt = queue.popleft()
+                        children.append(self._start(context, item, attempt))
+                        if stop.is_set():  # while the child was being started, and so not yet in the list
+                            children[-1].process.terminate()
+                    wait([child.process.sentinel for child in children], timeout=POLL_SECONDS)
+                    on_poll()
+                    for child in [child for child in children if not child.process.is_alive()]:
+                        if self._ended(child, stop.is_set()):
+                            queue.append((child.item, child.attempt + 1))
+                        children.remove(child)
+            finally:
+                for child in children:
+                    child.process.kill()
+            on_poll()
+            if stop.is_set():
+                raise KeyboardInterrupt
+
+    def _start(self, context: multiprocessing.context.ForkServerContext, item: WorkItem, attempt: int) -> _Child:
+        receiver, sender = context.Pipe(duplex=False)
+        log = self.store.directory(item.run_ids[0]) / LOG
+        process = context.Process(target=_child_main, args=(item, log, sender), name=item.title, daemon=False)
+        process.start()
+        sender.close()
+        return _Child(item, attempt, process, receiver)
+
+    def _ended(self, child: _Child, stopping: bool) -> bool:
+        """Whether the item is to be started again."""
+        child.process.join()
+        with child.outcomes:
+            try:
+                outcomes: list[Outcome] = child.outcomes.recv() if child.outcomes.poll() else []
+            except EOFError:
+                outcomes = []
+        may_retry = not stopping and child.attempt <= self.config.retries
+        if outcomes:
+            return may_retry and any(outcome.retry for outcome in outcomes)
+        if not stopping:
+            for run_id in dict.fromkeys(child.item.run_ids):
+                record_failure(self.store, run_id, f"the process died: {_cause(child.process.exitcode)}")
+        return may_retry
+
+
+@contextmanager
+def _stop_signals(children: list[_Child]) -> Iterator[threading.Event]:
+    """The first SIGINT or SIGTERM goes to the children as SIGTERM (they checkpoint and end), the second kills them."""
+    stop = threading.Event()
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        second = stop.is_set()
+        stop.set()
+        for child in list(children):
+            if child.process.is_alive():
+                (child.process.kill if second else child.process.terminate)()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _child_main(item: WorkItem, log: Path, outcomes: Connection) -> None:
+    # A terminal sends Ctrl-C to its whole process group. Out of the group, this process hears of it once: from the
+    # parent. (Twice would mean "stop at once".)
+    os.setpgid(0, 0)
+    threading.Thread(target=_stop_with_parent, daemon=True).start()
+    _print_into(log)
+    with outcomes:
+        outcomes.send(run_work_item(item))
+
+
+def _stop_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _print_into(log: Path) -> None:
+    log.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.close(descriptor)
+
+
+def _cause(exitcode: int | None) -> str:
+    if exitcode is not None and exitcode < 0:
+        try:
+            return f"killed by {signal.Signals(-exitcode).name}"
+        except ValueError:
+            return f"killed by signal {-exitcode}"
+    return f"exit code {exitcode}"

@@ -1,0 +1,86 @@
+"""What a run directory says about one replicate: how training ended, and the test metrics of the search asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from nmt.config import RunConfig, decode_id
+from nmt.config.identity import run_id
+from nmt.runs import RunStore
+
+LOG_PERPLEXITY = "val/teacher_forced/log_perplexity"
+TEST_PREFIX = "test/decode/"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replicate:
+    """One replicate as its run directory tells it.
+
+    `metrics` are test metrics by their short names (`bleu`, `chrf`, …), empty without a decode record for this search;
+    `complete` says that nothing is left to do. Times are in seconds, and `timing` says whether the run had the machine
+    to itself (`exclusive`) or not (`shared`). `log_perplexity` is in nats per target token, of the validation split.
+    """
+
+    run_id: str
+    seed: int
+    state: str
+    complete: bool = False
+    reason: str = ""
+    error: str = ""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    signatures: Mapping[str, str] = field(default_factory=dict)
+    decode_id: str = ""
+    sentences: int | None = None
+    log_perplexity: float | None = None
+    parameters: int | None = None
+    steps: int | None = None
+    best_step: int | None = None
+    tokens_per_second: float | None = None
+    convergence_steps: int | None = None
+    convergence_tokens: int | None = None
+    convergence_seconds: float | None = None
+    timing: str = ""
+
+
+def read_replicate(store: RunStore, config: RunConfig) -> Replicate:
+    """Read the run of `config` (its seed included) from the store; a run that is not there has state `queued`."""
+    name = run_id(config)
+    status = store.status(name)
+    result = store.read_json(name, "result.json")
+    if result is None or status.state not in ("finished", "diverged"):
+        return Replicate(run_id=name, seed=config.seed, state=status.state, error=status.error)
+    best = result.get("best") or {}
+    record: dict[str, Any] = {}
+    wanted = ""
+    if best.get("checkpoint_digest"):
+        wanted = decode_id(best["checkpoint_digest"], config)
+        record = store.read_json(name, f"decodes/{wanted}.json") or {}
+    convergence = result.get("convergence") or {}
+    return Replicate(
+        run_id=name,
+        seed=config.seed,
+        state=status.state,
+        # A run that diverged before its first checkpoint has nothing to decode, and never will have.
+        complete=bool(record) or (status.state == "diverged" and not wanted),
+        reason=result.get("reason") or "",
+        error=status.error,
+        metrics={
+            key.removeprefix(TEST_PREFIX): value
+            for key, value in record.get("metrics", {}).items()
+            if key.startswith(TEST_PREFIX)
+        },
+        signatures=record.get("signatures", {}),
+        decode_id=wanted,
+        sentences=record.get("sentences"),
+        log_perplexity=(best.get("metrics") or {}).get(LOG_PERPLEXITY),
+        parameters=result.get("parameters"),
+        steps=result.get("steps"),
+        best_step=best.get("step"),
+        tokens_per_second=result.get("tokens_per_second"),
+        convergence_steps=convergence.get("steps"),
+        convergence_tokens=convergence.get("target_tokens"),
+        convergence_seconds=convergence.get("seconds"),
+        timing=result.get("timing") or "",
+    )

@@ -1,0 +1,176 @@
+"""A sweep as it is written down: `conf/sweep/<name>.yaml`, read strictly.
+
+title: what the sweep is about, in a few words
+replicates: 2                  # replicates of each row; absent: as the scale says
+baseline: additive             # label of the row that the others are compared with; optional
+overrides: [data=toy_copy]     # config overrides of all rows
+rows:
+  - label: additive            # name in tables and pictures, unique
+    experiment: t5_add_512     # conf/experiment/<name>.yaml; absent: baseline
+    overrides: []              # config overrides of this row
+    published: {mean: 22.47, std: 0.27, max: 22.79, params_M: 66.33}  # each optional
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nmt.config.compose import CONF, read_yaml
+from nmt.errors import UserError, did_you_mean
+
+SWEEP_KEYS = ("title", "replicates", "baseline", "overrides", "rows")
+ROW_KEYS = ("label", "experiment", "overrides", "published")
+PUBLISHED_KEYS = ("mean", "std", "max", "params_M")
+ROW_OWNED = ("experiment", "label")  # what a row says itself, and no override may say for all rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """What a publication printed for a row: BLEU mean, standard deviation and maximum, parameters in millions."""
+
+    mean: float | None = None
+    std: float | None = None
+    max: float | None = None
+    params_M: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowSpec:
+    """A row: one configuration, as an experiment plus overrides."""
+
+    label: str
+    experiment: str = "baseline"
+    overrides: tuple[str, ...] = ()
+    published: Published | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepSpec:
+    """Rows that are trained in replicates and shown in one table. `replicates` is None where the scale decides."""
+
+    name: str
+    title: str
+    rows: tuple[RowSpec, ...]
+    replicates: int | None = None
+    baseline: str | None = None
+    overrides: tuple[str, ...] = ()
+
+
+def available_sweeps(conf: Path | None = None) -> dict[str, str]:
+    """Names and titles of the checked-in sweeps, sorted by name."""
+    paths = sorted(((conf or CONF) / "sweep").glob("*.yaml"))
+    return {path.stem: str(read_yaml(path).get("title", "")) for path in paths}
+
+
+def load_spec(name: str, conf: Path | None = None) -> SweepSpec:
+    """The sweep called `name`, or the one in the file `name` where it ends in `.yaml`.
+
+    Raises UserError for an unknown name, unknown keys (with the nearest known ones), duplicate labels and values of the
+    wrong kind.
+    """
+    if name.endswith(".yaml"):
+        return _read_spec(Path(name).expanduser())
+    path = (conf or CONF) / "sweep" / f"{name}.yaml"
+    if not path.is_file():
+        known = sorted(available_sweeps(conf))
+        raise UserError(f"unknown sweep '{name}'", where="sweep", allowed=known, hint=did_you_mean(name, known))
+    return _read_spec(path)
+
+
+def _read_spec(path: Path) -> SweepSpec:
+    data = read_yaml(path)
+    _known_keys(data, SWEEP_KEYS, str(path))
+    rows_data = data.get("rows")
+    if not isinstance(rows_data, list) or not rows_data:
+        raise UserError("must be a list of at least one row", where=f"{path}: rows")
+    rows = tuple(_read_row(row, f"{path}: rows[{number}]") for number, row in enumerate(rows_data))
+    labels = [row.label for row in rows]
+    for label in labels:
+        if labels.count(label) > 1:
+            raise UserError(f"{labels.count(label)} rows are labelled '{label}'", where=f"{path}: rows")
+    baseline = _text(data, "baseline", str(path), required=False)
+    if baseline and baseline not in labels:
+        raise UserError(
+            f"no row is labelled '{baseline}'",
+            where=f"{path}: baseline",
+            allowed=labels,
+            hint=did_you_mean(baseline, labels),
+        )
+    return SweepSpec(
+        name=path.stem,
+        title=_text(data, "title", str(path)),
+        rows=rows,
+        replicates=_replicates(data, str(path)),
+        baseline=baseline or None,
+        overrides=_overrides(data, str(path)),
+    )
+
+
+def _read_row(data: Any, where: str) -> RowSpec:
+    if not isinstance(data, dict):
+        raise UserError("must be a mapping", where=where, allowed=list(ROW_KEYS))
+    _known_keys(data, ROW_KEYS, where)
+    return RowSpec(
+        label=_text(data, "label", where),
+        experiment=_text(data, "experiment", where, required=False) or "baseline",
+        overrides=_overrides(data, where),
+        published=_published(data.get("published"), f"{where}.published"),
+    )
+
+
+def _known_keys(data: Mapping[Any, Any], known: tuple[str, ...], where: str) -> None:
+    for name in data:
+        if name not in known:
+            hint = did_you_mean(str(name), known)
+            raise UserError(f"unknown key '{name}'", where=where, allowed=list(known), hint=hint)
+
+
+def _text(data: Mapping[str, Any], name: str, where: str, required: bool = True) -> str:
+    value = data.get(name)
+    if value is None and not required:
+        return ""
+    if not isinstance(value, str) or not value.strip():
+        hint = f"write {name}: '{value}'" if isinstance(value, int | float) else None
+        raise UserError("must be text", where=f"{where}.{name}", hint=hint)
+    return value
+
+
+def _replicates(data: Mapping[str, Any], where: str) -> int | None:
+    value = data.get("replicates")
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+        raise UserError(f"'{value}' is not a number of replicates", where=f"{where}.replicates", allowed=[">= 1"])
+    return value
+
+
+def _overrides(data: Mapping[str, Any], where: str) -> tuple[str, ...]:
+    value = data.get("overrides") or []
+    if not isinstance(value, list) or not all(isinstance(item, str) and "=" in item for item in value):
+        raise UserError(
+            "must be a list of key=value", where=f"{where}.overrides", hint="such as [training.max_steps=400]"
+        )
+    refuse_row_owned(value, f"{where}.overrides")
+    return tuple(value)
+
+
+def refuse_row_owned(overrides: list[str] | tuple[str, ...], where: str) -> None:
+    """Raise UserError for an override that would give all rows the same experiment or label."""
+    for override in overrides:
+        if override.partition("=")[0] in ROW_OWNED:
+            raise UserError(
+                f"'{override}' would apply to every row", where=where, hint="each row has its own key for it"
+            )
+
+
+def _published(data: Any, where: str) -> Published | None:
+    if data is None:
+        return None
+    if not isinstance(data, dict):
+        raise UserError("must be a mapping", where=where, allowed=list(PUBLISHED_KEYS))
+    _known_keys(data, PUBLISHED_KEYS, where)
+    for name, value in data.items():
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            raise UserError(f"'{value}' is not a number", where=f"{where}.{name}")
+    return Published(**{name: float(value) for name, value in data.items()})

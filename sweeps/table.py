@@ -1,0 +1,208 @@
+"""The table of a sweep, the same on screen, as Markdown and as CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.table import Table as ScreenTable
+
+from sweeps.aggregate import TIMINGS, RowResult, Statistics
+from sweeps.plan import SweepPlan
+
+NOTHING = "–"
+MAX_DIFFERENCES = 6  # of the published conditions, in a footnote; sweep.json has all
+
+
+@dataclass(frozen=True)
+class Table:
+    """Text cells, row by row, and footnotes. `numeric` says which columns are aligned to the right."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    numeric: tuple[bool, ...]
+    notes: tuple[str, ...]
+
+
+def make_table(plan: SweepPlan, results: Sequence[RowResult]) -> Table:
+    """Lay out the rows. Columns in which no row has anything to say are left out."""
+    metric = plan.config.validation.metric
+    columns: list[tuple[str, bool, list[str]]] = [
+        ("row", False, [_label(plan, row) for row in results]),
+        (f"test {metric}", True, [statistics_cell(row.metrics.get(metric)) for row in results]),
+        ("published", True, [_published(row) for row in results]),
+        ("n", True, [str(len(row.complete)) for row in results]),
+        ("params M", True, [_millions(row.parameters) for row in results]),
+        ("log-ppl", True, [_mean(row.log_perplexity, ".3f") for row in results]),
+        ("tok/s", True, [_mean(row.tokens_per_second.get(row.timing), ",.0f") for row in results]),
+        ("conv. s", True, [_mean(row.convergence_seconds.get(row.timing), ",.0f") for row in results]),
+        ("conv. steps", True, [_mean(row.convergence_steps, ",.0f") for row in results]),
+        ("timing", False, [_timing(row) for row in results]),
+        ("notes", False, [", ".join(marks(row)) for row in results]),
+    ]
+    shown = [column for column in columns if column[0] in ("row", f"test {metric}", "n") or any(_says(column[2]))]
+    return Table(
+        title=plan.spec.title,
+        columns=tuple(name for name, _, _ in shown),
+        rows=tuple(zip(*(cells for _, _, cells in shown), strict=True)),
+        numeric=tuple(numeric for _, numeric, _ in shown),
+        notes=tuple(_notes(results, metric)),
+    )
+
+
+def statistics_cell(values: Statistics | None) -> str:
+    """`mean ± sd (max)` with two decimals; without ± for a single value."""
+    if values is None:
+        return NOTHING
+    if values.sd is None:
+        return f"{values.mean:.2f}"
+    return f"{values.mean:.2f} ± {values.sd:.2f} ({values.max:.2f})"
+
+
+def marks(row: RowResult) -> list[str]:
+    """What a reader must know before trusting the row's number, in a few words each."""
+    found = []
+    if row.missing:
+        found.append(f"{row.missing} of {row.requested} missing")
+    if row.diverged:
+        found.append(f"{row.diverged} diverged")
+    if row.published and row.differs:
+        found.append("other conditions")
+    if row.still_improving:
+        found.append(
+            "best at end of budget"
+            if row.still_improving == len(row.complete)
+            else f"{row.still_improving} best at end of budget"
+        )
+    if row.same_runs_as:
+        found.append(f"same runs as {row.same_runs_as}")
+    return found
+
+
+def to_screen(table: Table) -> ScreenTable:
+    """The table for a terminal."""
+    screen = ScreenTable(
+        title=table.title, title_justify="left", caption="\n".join(table.notes), caption_justify="left"
+    )
+    for name, numeric in zip(table.columns, table.numeric, strict=True):
+        screen.add_column(name, justify="right" if numeric else "left", no_wrap=name != "notes")
+    for row in table.rows:
+        screen.add_row(*row)
+    return screen
+
+
+def to_markdown(table: Table) -> str:
+    """The table as Markdown, its columns aligned in plain text too."""
+    cells = [[_escape(cell) for cell in row] for row in (table.columns, *table.rows)]
+    widths = [max(3, *(len(row[i]) for row in cells)) for i in range(len(table.columns))]
+
+    def line(row: Sequence[str]) -> str:
+        padded = [
+            cell.rjust(width) if numeric else cell.ljust(width)
+            for cell, width, numeric in zip(row, widths, table.numeric, strict=True)
+        ]
+        return f"| {' | '.join(padded)} |"
+
+    rule = [
+        f"{'-' * (width - 1)}{':' if numeric else '-'}" for width, numeric in zip(widths, table.numeric, strict=True)
+    ]
+    lines = [f"**{table.title}**", "", line(cells[0]), line(rule), *(line(row) for row in cells[1:])]
+    if table.notes:
+        lines += ["", *(f"- {note}" for note in table.notes)]
+    return "\n".join(lines) + "\n"
+
+
+def to_csv(plan: SweepPlan, results: Sequence[RowResult]) -> str:
+    """All figures with full precision, a line for each row; times of either timing in columns of their own."""
+    metrics = list(dict.fromkeys(name for row in results for name in row.metrics))
+    records = [_record(row, metrics) for row in results]
+    out = io.StringIO()
+    writer = csv.DictWriter(out, fieldnames=list(records[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(records)
+    return out.getvalue()
+
+
+def _record(row: RowResult, metrics: Sequence[str]) -> dict[str, object]:
+    record: dict[str, object] = {
+        "row": row.label,
+        "n": len(row.complete),
+        "requested": row.requested,
+        "diverged": row.diverged,
+        "parameters": row.parameters,
+    }
+    for name in metrics:
+        values = row.metrics.get(name)
+        for part in ("mean", "sd", "max", "median", "min"):
+            record[f"{name}_{part}"] = getattr(values, part) if values else None
+    for part in ("mean", "std", "max", "params_M"):
+        record[f"published_{part}"] = getattr(row.published, part) if row.published else None
+    for name in ("log_perplexity", "steps", "convergence_steps", "convergence_tokens"):
+        values = getattr(row, name)
+        record[f"{name}_mean"] = values.mean if values else None
+    for timing in TIMINGS:
+        for name in ("tokens_per_second", "convergence_seconds"):
+            values = getattr(row, name).get(timing)
+            record[f"{name}_{timing}_mean"] = values.mean if values else None
+    record["notes"] = "; ".join(marks(row))
+    record["runs"] = " ".join(replicate.run_id for replicate in row.replicates)
+    return record
+
+
+def _notes(results: Sequence[RowResult], metric: str) -> list[str]:
+    notes = ["mean ± sd (max) over n replicates; sd in the sample form (n - 1)"]
+    signature = next((r.signatures[metric] for row in results for r in row.complete if metric in r.signatures), "")
+    if signature:
+        notes.append(f"{metric}: {signature}")
+    if any(row.log_perplexity for row in results):
+        notes.append("log-ppl: teacher-forced, nats per target token of the validation split, at the chosen checkpoint")
+    if any(row.timing for row in results):
+        notes.append(
+            "conv.: training until the chosen checkpoint, evaluation excluded; timing: whether runs shared the machine"
+        )
+    different = list(dict.fromkeys(row.differs for row in results if row.differs))
+    for differs in different:
+        labels = ", ".join(row.label for row in results if row.differs == differs)
+        more = f" and {len(differs) - MAX_DIFFERENCES} more" if len(differs) > MAX_DIFFERENCES else ""
+        what = "; ".join(differs[:MAX_DIFFERENCES])
+        notes.append(f"other conditions than published ({labels}): {what}{more}")
+    return notes
+
+
+def _says(cells: Sequence[str]) -> list[bool]:
+    return [cell not in ("", NOTHING) for cell in cells]
+
+
+def _label(plan: SweepPlan, row: RowResult) -> str:
+    return f"{row.label} (baseline)" if row.label == plan.spec.baseline else row.label
+
+
+def _published(row: RowResult) -> str:
+    published = row.published
+    if published is None or published.mean is None:
+        return NOTHING
+    text = f"{published.mean:.2f}"
+    text += f" ± {published.std:.2f}" if published.std is not None else ""
+    return text + (f" ({published.max:.2f})" if published.max is not None else "")
+
+
+def _millions(parameters: int | None) -> str:
+    return NOTHING if parameters is None else f"{parameters / 1e6:.2f}"
+
+
+def _mean(values: Statistics | None, form: str) -> str:
+    return NOTHING if values is None else format(values.mean, form)
+
+
+def _timing(row: RowResult) -> str:
+    if not row.timing:
+        return ""
+    n = row.tokens_per_second[row.timing].n
+    return row.timing if n == len(row.complete) else f"{row.timing} ({n} of {len(row.complete)})"
+
+
+def _escape(cell: str) -> str:
+    return cell.replace("|", "\\|")

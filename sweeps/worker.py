@@ -1,0 +1,93 @@
+"""What an executor hands to a process: a list of runs, trained one after the other, and what became of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import traceback
+from dataclasses import dataclass
+from typing import Any
+
+from nmt import registry
+from nmt.config import from_dict
+from nmt.errors import UserError
+from nmt.runs import LocalRunStore, RunBusyError, RunStore
+
+TRAINER = "nmt.train:train"
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkItem:
+    """Runs for one process, as plain data.
+
+    `configs` are dictionaries of `nmt.config.to_dict`, one for each of `run_ids`; a run id may stand twice, for two
+    searches with one training. An executor fills in `timing` (`exclusive` or `shared`) and `threads` (CPU threads of a
+    run) when it knows how many runs share the machine. `trainer` is an importable function with the signature of
+    `nmt.train.train`.
+    """
+
+    title: str
+    run_ids: tuple[str, ...]
+    configs: tuple[dict[str, Any], ...]
+    timing: str = "exclusive"
+    threads: int = 1
+    trainer: str = TRAINER
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What became of a run; `retry` says whether starting it again may help (a user's mistake stays one)."""
+
+    run_id: str
+    state: str
+    error: str = ""
+    retry: bool = False
+
+
+def run_work_item(item: WorkItem) -> list[Outcome]:
+    """Train the item's runs in this process, one after the other. Raises nothing: an error is an outcome.
+
+    A run that is interrupted ends the item, since the process has been asked to stop.
+    """
+    train = registry.load(item.trainer)
+    outcomes: list[Outcome] = []
+    for run_id, data in zip(item.run_ids, item.configs, strict=True):
+        config = from_dict(data)
+        config = dataclasses.replace(config, threads=config.threads or item.threads)
+        store = LocalRunStore(config.paths.runs)
+        try:
+            ended = train(config, timing=item.timing)
+            outcomes.append(Outcome(run_id=run_id, state=ended.state))
+        except RunBusyError as error:
+            outcomes.append(Outcome(run_id=run_id, state="running", error=str(error)))
+        except UserError as error:
+            record_failure(store, run_id, str(error))
+            outcomes.append(Outcome(run_id=run_id, state="failed", error=str(error)))
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            record_failure(store, run_id, reason, details=traceback.format_exc())
+            outcomes.append(Outcome(run_id=run_id, state="failed", error=reason, retry=True))
+        if outcomes[-1].state == "interrupted":
+            break
+    return outcomes
+
+
+def record_failure(store: RunStore, run_id: str, reason: str, details: str = "") -> None:
+    """Write state `failed` with its reason into the run directory, and the traceback beside it as `error.txt`.
+
+    A run that ended or that another process has taken over meanwhile is left alone, and so is a disk that refuses:
+    the outcome carries the reason too.
+    """
+    try:
+        status = store.status(run_id)
+        if status.state in ("finished", "diverged") or store.is_claimed(run_id):
+            return
+        store.set_status(run_id, dataclasses.replace(status, state="failed", error=reason))
+        if details:
+            store.write_text(run_id, "error.txt", details)
+    except UserError:
+        return
+
+
+def summarise(outcomes: list[Outcome]) -> str:
+    """One line for the failures among outcomes, empty where there are none."""
+    return "; ".join(f"{outcome.run_id}: {outcome.error}" for outcome in outcomes if outcome.state == "failed")
