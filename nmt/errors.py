@@ -9,7 +9,8 @@ from collections.abc import Iterable, Sequence
 class UserError(Exception):
     """A mistake that a person can mend, told in one line: what was wrong, where, what is allowed, what to do next.
 
-    The command line prints it without a traceback and exits with code 2; everything else that is raised is a bug of ours.
+    The command line prints it without a traceback and exits with code 2; anything else that is raised is a bug of
+    ours.
 
     Parameters
     ----------

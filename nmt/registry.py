@@ -1,7 +1,7 @@
 """Names that a configuration may use, and the code behind each: `kind -> name -> "module:attribute"`.
 
-A table of strings, so that listing or checking a name imports nothing heavy and no code is ever executed out of a config
-file. An installed package adds a component through the entry-point group `nmt.components`, with entry points named
+A table of strings, so that listing or checking a name imports nothing heavy and no code is ever executed out of a
+config file. An installed package adds a component through the entry-point group `nmt.components`, with entry points named
 `<kind>.<name>`.
 """
 

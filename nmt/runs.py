@@ -1,7 +1,7 @@
 """Run directories: the truth about every run. The only module that renames or locks files of a run.
 
-A run is `<root>/<train_id>/s<seed>/`. Files are written under a temporary name and renamed, so a reader sees a whole file
-or none; a process that trains holds `flock` on the directory's `lock` file, which its death releases.
+A run is `<root>/<train_id>/s<seed>/`. Files are written under a temporary name and renamed, so a reader sees a whole
+file or none; a process that trains holds `flock` on the directory's `lock` file, which its death releases.
 """
 
 from __future__ import annotations
@@ -58,9 +58,7 @@ class RunStore(Protocol):
     def directory(self, run_id: str) -> Path:
         """Where the run's files can be read."""
 
-    def write_bytes(
-        self, run_id: str, name: str, data: bytes, before_rename: Callable[[], None] | None = None
-    ) -> None:
+    def write_bytes(self, run_id: str, name: str, data: bytes, before_rename: Callable[[], None] | None = None) -> None:
         """Put a file atomically: readers see the old content or the new.
 
         `before_rename` is called when the data is written but not yet under its name: the point where tests kill.
@@ -113,9 +111,7 @@ class LocalRunStore:
         """Where the run's files can be read."""
         return self.root / run_id
 
-    def write_bytes(
-        self, run_id: str, name: str, data: bytes, before_rename: Callable[[], None] | None = None
-    ) -> None:
+    def write_bytes(self, run_id: str, name: str, data: bytes, before_rename: Callable[[], None] | None = None) -> None:
         """Put a file atomically: readers see the old content or the new. Raises UserError where the disk refuses."""
         path = self.directory(run_id) / name
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")

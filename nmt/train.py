@@ -100,7 +100,7 @@ def _fit(
 ) -> dict[str, Any]:
     """Train to the end and write result.json."""
     from nmt import registry
-    from nmt.data.prepare import prepare, save_tokenizers
+    from nmt.data.prepare import TOKENIZER_FILES, prepare
     from nmt.environment import describe_environment
     from nmt.models.parameters import count_parameters
     from nmt.training.console import SilentObserver
@@ -113,7 +113,8 @@ def _fit(
     prepared = prepare(config)
     _check_fingerprint(store, run_id, prepared.fingerprint)
     environment = describe_environment(device) | {"fingerprint": prepared.fingerprint, "data": prepared.report}
-    save_tokenizers(prepared, store.directory(run_id) / "tokenizers")
+    for name in TOKENIZER_FILES:  # a run can translate without its corpus
+        store.write_bytes(run_id, f"tokenizers/{name}", (prepared.directory / name).read_bytes())
     store.write_text(run_id, "config.yaml", _yaml(config))
     store.write_json(run_id, "identity.json", training_identity(config))
     store.write_json(run_id, "env.json", environment)
@@ -134,7 +135,7 @@ def _fit(
         )
         state, reason = trainer.run()
         with strategy.evaluation_model() as model:
-            parameters = sum(count_parameters(model).values())
+            parameters = count_parameters(model)
     finally:
         strategy.close()
     end = trainer.state
@@ -154,7 +155,7 @@ def _fit(
             "seconds": end.best.seconds,
         },
         "tokens_per_second": end.target_tokens / max(end.seconds, 1e-9),
-        "timing": timing,
+        "timing": end.timing,
         "parameters": parameters,
         "peak_memory_bytes": peak_memory_bytes(device),
         "fingerprint": prepared.fingerprint,
@@ -195,8 +196,8 @@ def main(argv: Sequence[str]) -> int:
         TrainOptions,
         argv,
         verb="nmt train",
-        summary="Train one run, resume it where it was interrupted, and decode the test split with its best checkpoint. "
-        "A run that is finished is left as it is.",
+        summary="Train one run, resume it where it was interrupted, and decode the test split with its best "
+        "checkpoint. A run that is finished is left as it is.",
         epilog=_help_on_config(),
         rest=True,
     )

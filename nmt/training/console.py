@@ -64,7 +64,7 @@ class ConsoleObserver(SilentObserver):
             loss, speed = f"loss {record['loss']:.3f}", f"{record['tokens_per_second']:,.0f} tokens/s"
             self._progress.update(self._task, loss=loss, speed=speed)
             if not self.console.is_terminal:
-                self.console.print(f"step {step:>7}  {loss}  {speed}", highlight=False)
+                self.console.print(f"step {step:>7}  {loss}  {speed}", highlight=False, soft_wrap=True)
 
     def evaluated(self, record: Record) -> None:
         """Print the decoded metric and the teacher-forced log-perplexity of a validation."""
@@ -73,6 +73,7 @@ class ConsoleObserver(SilentObserver):
             f"log-perplexity {record['val/teacher_forced/log_perplexity']:.3f} (teacher-forced)  "
             f"after {record['seconds'] / 60:.1f} min of training{'  [green]best[/]' if record['best'] else ''}",
             highlight=False,
+            soft_wrap=True,
         )
 
     def ended(self) -> None:

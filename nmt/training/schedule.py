@@ -30,7 +30,7 @@ def warmup(schedule: ScheduleConfig, step: int) -> float:
 
 
 def inverse_sqrt(schedule: ScheduleConfig, step: int) -> float:
-    """Linear to 1 at `warmup_steps`, then its inverse square root (Vaswani et al. 2017, section 5.3, scaled to peak at 1)."""
+    """Linear to 1 at `warmup_steps`, then its inverse square root (Vaswani et al. 2017, section 5.3; peak at 1)."""
     return min(step / schedule.warmup_steps, math.sqrt(schedule.warmup_steps / step))
 
 

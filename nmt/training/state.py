@@ -27,6 +27,7 @@ class RunState:
     metrics_bytes: length of metrics.jsonl at this state; what lies beyond belongs to steps that are done again.
     evaluation_steps: where evaluations fell (with `validation.every_minutes` that is history, and replayed).
     rate_scale: what a plateau schedule has made of the learning rate.
+    timing: `shared` once any part of the run shared its machine with another, else `exclusive`.
     diverged: why the run diverged; empty while it has not.
     """
 
@@ -41,6 +42,7 @@ class RunState:
     rate_scale: float = 1.0
     best: Best | None = None
     diverged: str = ""
+    timing: str = "exclusive"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for a checkpoint."""

@@ -1,4 +1,4 @@
-"""The training loop: steps of a strategy, evaluations between them, checkpoints that a killed run resumes from exactly."""
+"""The training loop: steps of a strategy, evaluations between them, checkpoints to resume from exactly."""
 
 from __future__ import annotations
 
@@ -89,10 +89,12 @@ class Trainer:
     def run(self) -> tuple[str, str]:
         """Train to the end of the budget; returns the final state and its reason.
 
-        The state is `finished` (reason `budget` or `patience`) or `diverged` (reason in words). Raises Interrupted after
-        a signal.
+        The state is `finished` (reason `budget` or `patience`) or `diverged` (reason in words). Raises Interrupted
+        after a signal.
         """
         self._resume()
+        if self.timing == "shared":
+            self.state.timing = "shared"
         state, training = self.state, self.config.training
         log_every, save_every = training.log_every_steps, training.checkpoint_every_steps
         self.observer.started(state, self.config)
@@ -140,7 +142,7 @@ class Trainer:
             "target_tokens": state.target_tokens,
             "seconds": state.seconds,
             "tokens_per_second": speed,
-            "timing": self.timing,
+            "timing": state.timing,
         }
         self._write(record)
         self._report(step=state.step, tokens_per_second=speed)
@@ -168,7 +170,7 @@ class Trainer:
             "best": best,
             "parameters_sha256": digest_tensors(snapshot["parameters"]),
             "optimizer_sha256": digest_tensors(snapshot["optimizer"]),
-            "timing": self.timing,
+            "timing": state.timing,
         }
         self._write(record)
         self._report(step=state.step, latest=metrics)

@@ -1,4 +1,4 @@
-"""Evaluation during training: free-running decoding of the validation split, and teacher-forced perplexity beside it."""
+"""Evaluation during training: free-running decoding of the validation split, teacher-forced perplexity beside it."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ import torch
 from nmt.config.schema import RunConfig
 from nmt.data.prepare import PreparedData
 from nmt.data.tokenizer import to_text
-from nmt.evaluation.decode import decode, log_perplexity
+from nmt.evaluation.decode import decode
+from nmt.evaluation.decode import log_perplexity as teacher_forced_log_perplexity
 from nmt.evaluation.metrics import score
 from nmt.models.seq2seq import Seq2Seq
+from nmt.training.workload import precision_context
 
 
 class Validation:
@@ -26,11 +28,12 @@ class Validation:
         """`val/decode/<metric>` for every metric, and `val/teacher_forced/log_perplexity` in nats per token."""
         assert isinstance(model, Seq2Seq)
         split, config, tokenizer = self.prepared.validation, self.config, self.prepared.target_tokenizer
-        n_best = decode(model, split.source[: self.count], config.validation.search, self.device)
+        with precision_context(config, self.device):
+            n_best = decode(model, split.source[: self.count], config.validation.search, self.device)
+            log_perplexity = teacher_forced_log_perplexity(model, split, self.device, limit=self.count)
         hypotheses = [
             to_text(tokenizer, hypotheses[0].tokens, config.data, config.data.target_language) for hypotheses in n_best
         ]
         scores = score(hypotheses, split.target_text[: self.count], config.data.target_language)
         record: dict[str, Any] = {f"val/decode/{name}": value for name, value in scores.items() if name != "signatures"}
-        record["val/teacher_forced/log_perplexity"] = log_perplexity(model, split, self.device, limit=self.count)
-        return record
+        return record | {"val/teacher_forced/log_perplexity": log_perplexity}
