@@ -1,0 +1,138 @@
+"""The run store: whole files or none, claims that die with their process, errors a person can act on."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nmt.errors import UserError
+from nmt.runs import LocalRunStore, RunBusyError, RunStatus
+
+RUN = "0123456789ab/s1"
+OTHER = "0123456789ab/s10"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> LocalRunStore:
+    return LocalRunStore(tmp_path)
+
+
+def make_run(store: LocalRunStore, run_id: str = RUN) -> None:
+    store.write_text(run_id, "config.yaml", "{}\n")
+
+
+def test_json_carries_its_format_version(store: LocalRunStore) -> None:
+    store.write_json(RUN, "result.json", {"a": 1})
+    assert json.loads((store.directory(RUN) / "result.json").read_text()) == {"format_version": 1, "a": 1}
+    assert store.read_json(RUN, "nothing.json") is None
+
+
+def test_a_newer_format_is_refused_by_name(store: LocalRunStore) -> None:
+    store.write_text(RUN, "result.json", '{"format_version": 99}')
+    with pytest.raises(UserError, match=r"result\.json: was written in format 99"):
+        store.read_json(RUN, "result.json")
+
+
+@pytest.mark.parametrize("damage", ["{", "[]", '"text"', "\x00"])
+def test_damaged_json_is_named(store: LocalRunStore, damage: str) -> None:
+    store.write_text(RUN, "status.json", damage)
+    with pytest.raises(UserError, match=r"status\.json"):
+        store.status(RUN)
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_no_other(store: LocalRunStore) -> None:
+    store.write_text(RUN, "file", "old")
+
+    def fail() -> None:
+        raise RuntimeError("killed here")
+
+    with pytest.raises(RuntimeError):
+        store.write_bytes(RUN, "file", b"new", before_rename=fail)
+    assert [path.name for path in store.directory(RUN).iterdir()] == ["file"]
+    assert (store.directory(RUN) / "file").read_text() == "old"
+
+
+def test_a_directory_in_the_way_is_one_clear_line(store: LocalRunStore, tmp_path: Path) -> None:
+    (tmp_path / "0123456789ab").write_text("a file where a directory should be")
+    with pytest.raises(UserError, match="cannot be written"):
+        store.write_text(RUN, "file", "text")
+
+
+def test_a_full_disk_keeps_the_last_good_file(tmp_path: Path) -> None:
+    """A file size limit makes the kernel refuse the write half-way, as a full disk does."""
+    code = f"""
+import resource, signal
+from nmt.runs import LocalRunStore
+from nmt.errors import UserError
+store = LocalRunStore({str(tmp_path)!r})
+store.write_bytes({RUN!r}, "checkpoint", b"good")
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+try:
+    store.write_bytes({RUN!r}, "checkpoint", b"x" * 100_000)
+except UserError as error:
+    print(error)
+"""
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "cannot be written" in out
+    assert "last good checkpoint is intact" in out
+    assert [path.name for path in (tmp_path / RUN).iterdir()] == ["checkpoint"]
+    assert (tmp_path / RUN / "checkpoint").read_bytes() == b"good"
+
+
+def test_runs_are_listed_by_seed_number(store: LocalRunStore) -> None:
+    for run_id in (OTHER, RUN, "0123456789ab/s2"):
+        make_run(store, run_id)
+    (store.root / "reports" / "s1").mkdir(parents=True)
+    (store.root / "reports" / "s1" / "config.yaml").write_text("not a run")
+    assert store.list_runs() == [RUN, "0123456789ab/s2", OTHER]
+
+
+def test_a_run_is_found_by_prefix_or_path(store: LocalRunStore) -> None:
+    make_run(store)
+    make_run(store, "ffff56789abc/s2")
+    assert store.resolve(RUN) == RUN
+    assert store.resolve("0123") == RUN
+    assert store.resolve("ffff/s2") == "ffff56789abc/s2"
+    assert store.resolve(str(store.directory(RUN)) + "/") == RUN
+    with pytest.raises(UserError, match="no such run"):
+        store.resolve("eeee")
+    make_run(store, OTHER)
+    with pytest.raises(UserError, match=f"2 runs match; allowed: {RUN}, {OTHER}"):
+        store.resolve("0123")
+
+
+def test_a_claim_excludes_other_processes_and_dies_with_its_own(store: LocalRunStore) -> None:
+    make_run(store)
+    code = f"""
+import sys
+from nmt.runs import LocalRunStore, RunStatus
+store = LocalRunStore({str(store.root)!r})
+with store.claim({RUN!r}):
+    store.set_status({RUN!r}, RunStatus(state="running"))
+    print("claimed", flush=True)
+    sys.stdin.read()
+"""
+    child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    assert child.stdout.readline() == "claimed\n"
+    assert store.is_claimed(RUN)
+    assert store.status(RUN).state == "running"
+    with pytest.raises(RunBusyError, match=f"process {child.pid}"), store.claim(RUN):
+        pass
+    child.kill()
+    child.wait()
+    assert not store.is_claimed(RUN)
+    assert store.status(RUN).state == "interrupted"
+    with store.claim(RUN):
+        assert store.is_claimed(RUN)
+    assert not store.is_claimed(RUN)
+
+
+def test_status_of_an_unknown_run_is_queued(store: LocalRunStore) -> None:
+    assert store.status(RUN) == RunStatus()
+    assert store.status(RUN).state == "queued"
