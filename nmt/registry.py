@@ -1,8 +1,8 @@
 """Names that a configuration may use, and the code behind each: `kind -> name -> "module:attribute"`.
 
 A table of strings, so that listing or checking a name imports nothing heavy and no code is ever executed out of a
-config file. An installed package adds a component through the entry-point group `nmt.components`, with entry points named
-`<kind>.<name>`.
+config file. An installed package adds a component through the entry-point group `nmt.components`, with entry points
+named `<kind>.<name>`.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ _BUILT_IN: dict[str, dict[str, str]] = {
     },
     "optimizer": {"adam": "distributed.optimizers:Adam", "sgd": "distributed.optimizers:Sgd"},
     "strategy": {"single": "distributed.single:SingleStrategy"},
-    "tracker": {"mlflow": "sweeps.tracking:MlflowTracker", "none": "nmt.training.tracker:NoTracker"},
+    "tracker": {"mlflow": "sweeps.tracking:open_for_run", "none": "nmt.training.tracker:open_nothing"},
     "executor": {
         "inline": "sweeps.executors.inline:InlineExecutor",
         "ray_tune": "sweeps.executors.ray_tune:RayTuneExecutor",

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from nmt.arguments import option, parse
-from nmt.config import compose, to_dict, training_identity
+from nmt.config import compose, decode_id, to_dict, training_identity
 from nmt.config.compose import group_keys, groups, known_keys
 from nmt.config.identity import run_id as run_id_of
 from nmt.config.schema import RunConfig
@@ -65,17 +65,19 @@ def train(config: RunConfig, *, timing: str = "exclusive", observer: Observer | 
             raise
 
 
-def is_complete(config: RunConfig, store: RunStore) -> bool:
-    """Whether the run has ended and its test split is decoded with `config.search`: nothing is left to do."""
-    from nmt.evaluation.records import existing_decode
-
-    return existing_decode(store, run_id_of(config), config) is not None
+def test_record(config: RunConfig, store: RunStore) -> dict[str, Any] | None:
+    """The record of the test split decoded with `config.search`; None while the run has not ended or is not decoded."""
+    run_id = run_id_of(config)
+    result = store.read_json(run_id, "result.json")
+    if result is None:
+        return None
+    return store.read_json(run_id, f"decodes/{decode_id(result['best']['checkpoint_digest'], config)}.json")
 
 
 def _train(
     config: RunConfig, store: RunStore, run_id: str, status: RunStatus, timing: str, observer: Observer | None
 ) -> RunOutcome:
-    from nmt.evaluation.records import evaluate_run, existing_decode
+    from nmt.evaluate import evaluate_run
     from nmt.training.trainer import Interrupted
 
     result = store.read_json(run_id, "result.json")
@@ -88,7 +90,7 @@ def _train(
             stopped = dataclasses.replace(store.status(run_id), state="interrupted")
             store.set_status(run_id, stopped)
             return RunOutcome(run_id, "interrupted", trained=True)
-    if existing_decode(store, run_id, config) is None:
+    if test_record(config, store) is None:
         evaluate_run(store, run_id, config.search, device=config.device)
     state = str(result["state"])
     store.set_status(run_id, dataclasses.replace(store.status(run_id), state=state, error=""))
@@ -103,6 +105,7 @@ def _fit(
     from nmt.data.prepare import TOKENIZER_FILES, prepare
     from nmt.environment import describe_environment
     from nmt.models.parameters import count_parameters
+    from nmt.training.checkpoint import checkpoint_name
     from nmt.training.console import SilentObserver
     from nmt.training.device import peak_memory_bytes, prepare_device
     from nmt.training.trainer import Trainer
@@ -148,7 +151,12 @@ def _fit(
         "steps": end.step,
         "target_tokens": end.target_tokens,
         "seconds": end.seconds,
-        "best": {"step": end.best.step, "metrics": end.best.metrics},
+        "best": {
+            "step": end.best.step,
+            "checkpoint": checkpoint_name(end.best.step),
+            "checkpoint_digest": end.best.digest,
+            "metrics": end.best.metrics,
+        },
         "convergence": {
             "steps": end.best.step,
             "target_tokens": end.best.target_tokens,
@@ -214,7 +222,6 @@ def _train_in_foreground(config: RunConfig, run_id: str) -> int:
     from rich.console import Console
 
     from nmt import registry
-    from nmt.evaluation.records import existing_decode
     from nmt.training.console import ConsoleObserver, Observers, TrackerObserver
 
     console = Console(stderr=True)
@@ -232,7 +239,7 @@ def _train_in_foreground(config: RunConfig, run_id: str) -> int:
         console.print("already trained; nothing was done (another `seed` is another replicate)")
     if outcome.state == "diverged":
         console.print(f"[red]diverged[/]: {outcome.error}")
-    record = existing_decode(store, run_id, config)
+    record = test_record(config, store)
     if record:
         scores = "  ".join(f"{name} {value:.2f}" for name, value in record["metrics"].items())
         print(f"{scores}\n{record['signatures']['bleu']}")

@@ -10,9 +10,13 @@ from typing import Any
 
 @dataclass
 class Best:
-    """The evaluation whose checkpoint is chosen; what it took to get there is the run's convergence."""
+    """The evaluation whose checkpoint is chosen; what it took to get there is the run's convergence.
+
+    `digest` is that of the checkpoint's parameters.
+    """
 
     step: int
+    digest: str
     metrics: dict[str, float]
     target_tokens: int
     seconds: float

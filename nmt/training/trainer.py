@@ -156,7 +156,8 @@ class Trainer:
             metrics = self.validate(model)
         self.faults.reach("evaluation", state.step)
         snapshot = self.strategy.state()
-        best = self._rank(metrics)
+        digest = digest_tensors(snapshot["parameters"])
+        best = self._rank(metrics, digest)
         self._check_collapse(metrics)
         state.evaluation_steps.append(state.step)
         state.seconds_at_evaluation = state.seconds
@@ -168,7 +169,7 @@ class Trainer:
             "evaluation_seconds": time.perf_counter() - begin,
             **metrics,
             "best": best,
-            "parameters_sha256": digest_tensors(snapshot["parameters"]),
+            "parameters_sha256": digest,
             "optimizer_sha256": digest_tensors(snapshot["optimizer"]),
             "timing": state.timing,
         }
@@ -179,11 +180,11 @@ class Trainer:
         self.observer.evaluated(record)
         return record
 
-    def _rank(self, metrics: Mapping[str, float]) -> bool:
+    def _rank(self, metrics: Mapping[str, float], digest: str) -> bool:
         state, schedule = self.state, self.config.schedule
         value = metrics[f"val/decode/{self.config.validation.metric}"]
         if state.best is None or value > state.best.metrics[f"val/decode/{self.config.validation.metric}"]:
-            state.best = Best(state.step, dict(metrics), state.target_tokens, state.seconds)
+            state.best = Best(state.step, digest, dict(metrics), state.target_tokens, state.seconds)
             state.evaluations_since_best = state.evaluations_since_decay = 0
             return True
         state.evaluations_since_best += 1
