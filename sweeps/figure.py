@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ _METRIC_NAMES = {
     "bleu_tok_lc": "BLEU, tokenised and lower-cased",
     "chrf": "chrF",
 }
+TITLE_WIDTH = 84  # characters
 SPREAD = 0.11  # vertical distance between points of one row, so that equal scores stay two points
 
 
@@ -37,7 +39,8 @@ def draw(plan: SweepPlan, results: Sequence[RowResult]) -> Figure:
     axes.set_ylim(len(results) - 0.5, -0.5)
     axes.set_yticks(range(len(results)), [_name(row) for row in results], color=INK)
     axes.set_xlabel(_axis_title(results, metric), color=INK)
-    axes.set_title(plan.spec.title, loc="left", color=INK, fontsize=12, fontweight="bold", pad=12)
+    title = textwrap.fill(plan.spec.title, TITLE_WIDTH)
+    figure.suptitle(title, x=0.012, ha="left", color=INK, fontsize=12, fontweight="bold")
     axes.margins(x=0.08)
     axes.grid(axis="x", color=GRID, linewidth=0.9)
     axes.set_axisbelow(True)
@@ -79,7 +82,7 @@ def _draw_row(axes: Axes, position: int, row: RowResult, metric: str) -> None:
     sd = "" if values.sd is None else f" ± {values.sd:.2f}"
     axes.annotate(
         f"{values.mean:.2f}{sd}", (values.mean, centre), xytext=(0, 7), textcoords="offset points", ha="center",
-        fontsize=9, color=INK,
+        fontsize=9, color=INK, bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8, "alpha": 0.9},
     )  # fmt: skip
     if row.published and row.published.mean is not None and not row.differs:
         axes.errorbar(
@@ -92,7 +95,8 @@ def _draw_baseline(axes: Axes, plan: SweepPlan, results: Sequence[RowResult], me
     row = next((row for row in results if row.label == plan.spec.baseline), None)
     if row and metric in row.metrics:
         axes.axvline(
-            row.metrics[metric].mean, color=BASELINE, linestyle=(0, (4, 3)), linewidth=1.1, label=f"mean of {row.label}"
+            row.metrics[metric].mean, color=BASELINE, linestyle=(0, (4, 3)), linewidth=1.1, zorder=1,
+            label=f"mean of {row.label} (baseline)",
         )
 
 

@@ -53,7 +53,7 @@ def main(argv: Sequence[str]) -> int:
         argv,
         verb="nmt sweep",
         summary="Train every row of a sweep in replicates, resuming and reusing what is there, and show the table "
-        "mean ± sd (max). Other words are config overrides for all rows (`nmt train --help` lists them); they make other runs.",
+        "mean ± sd (max). Other words are config overrides for all rows (`nmt train --help` lists them).",
         epilog=EXAMPLES,
         rest=True,
     )

@@ -7,7 +7,10 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from rich import box
+from rich.console import Group
 from rich.table import Table as ScreenTable
+from rich.text import Text
 
 from sweeps.aggregate import TIMINGS, RowResult, Statistics
 from sweeps.plan import SweepPlan
@@ -18,18 +21,25 @@ MAX_DIFFERENCES = 6  # of the published conditions, in a footnote; sweep.json ha
 
 @dataclass(frozen=True)
 class Table:
-    """Text cells, row by row, and footnotes. `numeric` says which columns are aligned to the right."""
+    """Text cells, row by row, and what stands below them.
+
+    `numeric` says which columns are aligned to the right. `legend` explains the letters of the column of marks,
+    `notes` the columns.
+    """
 
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     numeric: tuple[bool, ...]
+    legend: tuple[str, ...]
     notes: tuple[str, ...]
 
 
 def make_table(plan: SweepPlan, results: Sequence[RowResult]) -> Table:
     """Lay out the rows. Columns in which no row has anything to say are left out."""
     metric = plan.config.validation.metric
+    texts = list(dict.fromkeys(text for row in results for text in marks(row)))
+    letters = {text: _letter(number) for number, text in enumerate(texts)}
     columns: list[tuple[str, bool, list[str]]] = [
         ("row", False, [_label(plan, row) for row in results]),
         (f"test {metric}", True, [statistics_cell(row.metrics.get(metric)) for row in results]),
@@ -39,9 +49,7 @@ def make_table(plan: SweepPlan, results: Sequence[RowResult]) -> Table:
         ("log-ppl", True, [_mean(row.log_perplexity, ".3f") for row in results]),
         ("tok/s", True, [_mean(row.tokens_per_second.get(row.timing), ",.0f") for row in results]),
         ("conv. s", True, [_mean(row.convergence_seconds.get(row.timing), ",.0f") for row in results]),
-        ("conv. steps", True, [_mean(row.convergence_steps, ",.0f") for row in results]),
-        ("timing", False, [_timing(row) for row in results]),
-        ("notes", False, [", ".join(marks(row)) for row in results]),
+        ("marks", False, [" ".join(letters[text] for text in marks(row)) for row in results]),
     ]
     shown = [column for column in columns if column[0] in ("row", f"test {metric}", "n") or any(_says(column[2]))]
     return Table(
@@ -49,6 +57,7 @@ def make_table(plan: SweepPlan, results: Sequence[RowResult]) -> Table:
         columns=tuple(name for name, _, _ in shown),
         rows=tuple(zip(*(cells for _, _, cells in shown), strict=True)),
         numeric=tuple(numeric for _, numeric, _ in shown),
+        legend=tuple(f"{letters[text]}: {text}" for text in texts),
         notes=tuple(_notes(results, metric)),
     )
 
@@ -63,35 +72,38 @@ def statistics_cell(values: Statistics | None) -> str:
 
 
 def marks(row: RowResult) -> list[str]:
-    """What a reader must know before trusting the row's number, in a few words each."""
+    """What a reader must know before trusting the row's figures, a clause each."""
     found = []
+    n = len(row.complete)
     if row.missing:
-        found.append(f"{row.missing} of {row.requested} missing")
+        found.append(f"{row.missing} of {row.requested} replicates missing")
     if row.diverged:
-        found.append(f"{row.diverged} diverged")
+        found.append(f"{row.diverged} of {n} diverged, counted with the best checkpoint before")
     if row.published and row.differs:
-        found.append("other conditions")
+        more = f"; and {len(row.differs) - MAX_DIFFERENCES} more" if len(row.differs) > MAX_DIFFERENCES else ""
+        found.append(f"other conditions than published: {'; '.join(row.differs[:MAX_DIFFERENCES])}{more}")
     if row.still_improving:
-        found.append(
-            "best at end of budget"
-            if row.still_improving == len(row.complete)
-            else f"{row.still_improving} best at end of budget"
-        )
+        who = "best" if row.still_improving == n else f"{row.still_improving} of {n} best"
+        found.append(f"{who} at the end of the budget: longer training would change the figure")
+    if row.timing == "shared":
+        found.append("tok/s and conv. s of runs that shared the machine with others")
+    elif row.timing and row.tokens_per_second[row.timing].n < n:
+        found.append(f"tok/s and conv. s of the {row.tokens_per_second[row.timing].n} of {n} runs alone on the machine")
     if row.same_runs_as:
-        found.append(f"same runs as {row.same_runs_as}")
+        found.append(f"the same runs as row {row.same_runs_as}, trained once")
     return found
 
 
-def to_screen(table: Table) -> ScreenTable:
+def to_screen(table: Table) -> Group:
     """The table for a terminal."""
     screen = ScreenTable(
-        title=table.title, title_justify="left", caption="\n".join(table.notes), caption_justify="left"
+        title=table.title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False
     )
     for name, numeric in zip(table.columns, table.numeric, strict=True):
-        screen.add_column(name, justify="right" if numeric else "left", no_wrap=name != "notes")
+        screen.add_column(name, justify="right" if numeric else "left")
     for row in table.rows:
-        screen.add_row(*row)
-    return screen
+        screen.add_row(*map(Text, row))
+    return Group(screen, *(Text(line, style="dim") for line in (*table.legend, *table.notes)))
 
 
 def to_markdown(table: Table) -> str:
@@ -110,8 +122,7 @@ def to_markdown(table: Table) -> str:
         f"{'-' * (width - 1)}{':' if numeric else '-'}" for width, numeric in zip(widths, table.numeric, strict=True)
     ]
     lines = [f"**{table.title}**", "", line(cells[0]), line(rule), *(line(row) for row in cells[1:])]
-    if table.notes:
-        lines += ["", *(f"- {note}" for note in table.notes)]
+    lines += ["", *(f"- {note}" for note in (*table.legend, *table.notes))]
     return "\n".join(lines) + "\n"
 
 
@@ -159,16 +170,8 @@ def _notes(results: Sequence[RowResult], metric: str) -> list[str]:
         notes.append(f"{metric}: {signature}")
     if any(row.log_perplexity for row in results):
         notes.append("log-ppl: teacher-forced, nats per target token of the validation split, at the chosen checkpoint")
-    if any(row.timing for row in results):
-        notes.append(
-            "conv.: training until the chosen checkpoint, evaluation excluded; timing: whether runs shared the machine"
-        )
-    different = list(dict.fromkeys(row.differs for row in results if row.differs))
-    for differs in different:
-        labels = ", ".join(row.label for row in results if row.differs == differs)
-        more = f" and {len(differs) - MAX_DIFFERENCES} more" if len(differs) > MAX_DIFFERENCES else ""
-        what = "; ".join(differs[:MAX_DIFFERENCES])
-        notes.append(f"other conditions than published ({labels}): {what}{more}")
+    if any(row.convergence_seconds for row in results):
+        notes.append("conv. s: seconds of training until the chosen checkpoint, evaluation excluded")
     return notes
 
 
@@ -197,11 +200,9 @@ def _mean(values: Statistics | None, form: str) -> str:
     return NOTHING if values is None else format(values.mean, form)
 
 
-def _timing(row: RowResult) -> str:
-    if not row.timing:
-        return ""
-    n = row.tokens_per_second[row.timing].n
-    return row.timing if n == len(row.complete) else f"{row.timing} ({n} of {len(row.complete)})"
+def _letter(number: int) -> str:
+    """a, b, … z, then a1, b1, …"""
+    return chr(ord("a") + number % 26) + (str(number // 26) if number >= 26 else "")
 
 
 def _escape(cell: str) -> str:

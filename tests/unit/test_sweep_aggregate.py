@@ -1,0 +1,69 @@
+"""Rows from replicates, against numbers worked out by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from finished_runs import decode, finish
+
+from nmt.runs import LocalRunStore, RunStatus
+from sweeps.aggregate import Statistics, aggregate, describe
+from sweeps.plan import make_plan
+from sweeps.spec import RowSpec, SweepSpec
+
+
+def spec(replicates: int) -> SweepSpec:
+    return SweepSpec(name="test", title="A test", rows=(RowSpec(label="A"),), replicates=replicates)
+
+
+def test_statistics_by_hand() -> None:
+    # 1, 2, 4, 9: mean 16/4; squared deviations 9 + 4 + 0 + 25 = 38, over 3.
+    expected = Statistics(n=4, mean=4.0, sd=math.sqrt(38 / 3), median=3.0, min=1.0, max=9.0)
+    assert describe([9, 1, None, 4, 2]) == expected
+    assert describe([7.5]) == Statistics(n=1, mean=7.5, sd=None, median=7.5, min=7.5, max=7.5)
+    assert describe([None]) is None
+
+
+def test_a_row_sums_up_its_complete_replicates() -> None:
+    plan = make_plan(spec(4), [])
+    first, second, third, fourth = (run.config for run in plan.runs)
+    finish(first, 20.0)
+    finish(second, 26.0, convergence={"steps": 100, "target_tokens": 10_000, "seconds": 6.0})
+    finish(third, 2.0, state="diverged", reason="loss nan at step 9")
+    LocalRunStore(fourth.paths.runs).set_status(plan.runs[3].run_id, RunStatus(state="failed", error="no memory"))
+    (row,) = aggregate(plan)
+    assert row.metrics["bleu"] == describe([20.0, 26.0, 2.0])
+    assert row.metrics["bleu"].mean == 16.0
+    assert row.metrics["chrf"].mean == 26.0
+    assert (len(row.complete), row.missing, row.diverged, row.requested) == (3, 1, 1, 4)
+    assert row.log_perplexity == describe([1.5, 1.5, 1.5])
+    assert row.convergence_steps == describe([80, 100, 80])
+    assert row.convergence_tokens == describe([8000, 10_000, 8000])
+    assert row.parameters == 1_230_000
+    assert row.best_run("bleu") is row.replicates[1]
+    assert row.replicates[3].error == "no memory"
+
+
+def test_times_of_shared_and_exclusive_runs_are_never_mixed() -> None:
+    plan = make_plan(spec(3), [])
+    for run, timing, speed in zip(plan.runs, ("shared", "exclusive", "shared"), (100.0, 900.0, 300.0), strict=True):
+        finish(run.config, 20.0, timing=timing, tokens_per_second=speed)
+    (row,) = aggregate(plan)
+    assert row.timing == "exclusive"
+    assert row.tokens_per_second == {"exclusive": describe([900.0]), "shared": describe([100.0, 300.0])}
+    assert row.convergence_seconds == {"exclusive": describe([4.0]), "shared": describe([4.0, 4.0])}
+
+
+@pytest.mark.parametrize(("reason", "best", "improving"), [("budget", 100, 1), ("budget", 80, 0), ("patience", 100, 0)])
+def test_a_budget_that_ended_too_early_is_noticed(reason: str, best: int, improving: int) -> None:
+    plan = make_plan(spec(1), [])
+    ended = {"step": best, "checkpoint_digest": "x", "metrics": {}}
+    finish(plan.runs[0].config, None, reason=reason, best=ended)
+    decode(plan.runs[0].config, "x", 20.0)
+    assert aggregate(plan)[0].still_improving == improving
+
+
+def test_a_row_without_results_has_no_numbers() -> None:
+    (row,) = aggregate(make_plan(spec(2), []))
+    assert (row.metrics, row.missing, row.timing, row.best_run("bleu")) == ({}, 2, "", None)

@@ -1,0 +1,126 @@
+"""The table on screen, as Markdown and as CSV, and the report on disk, from runs written by hand."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import pytest
+from finished_runs import finish
+from rich.console import Console
+
+from nmt.errors import UserError
+from sweeps.aggregate import aggregate
+from sweeps.plan import SweepPlan, make_plan
+from sweeps.report import write_report
+from sweeps.spec import Published, RowSpec, SweepSpec
+from sweeps.table import make_table, statistics_cell, to_csv, to_markdown, to_screen
+
+SPEC = SweepSpec(
+    name="test",
+    title="A | B",
+    replicates=2,
+    baseline="B",
+    rows=(
+        RowSpec(label="A|x", experiment="t2_lstm", published=Published(mean=22.22, std=0.08, max=22.33)),
+        RowSpec(label="B"),
+    ),
+)
+
+
+@pytest.fixture
+def plan() -> SweepPlan:
+    plan = make_plan(SPEC, ["batch.size=8"])
+    for run, bleu in zip(plan.rows[0].runs, (20.0, 21.0), strict=True):
+        finish(run.config, bleu, timing="shared")
+    finish(plan.rows[1].runs[0].config, 30.0)
+    return plan
+
+
+def test_cells_say_mean_sd_and_max(plan: SweepPlan) -> None:
+    results = aggregate(plan)
+    table = make_table(plan, results)
+    rows = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
+    assert rows[0] == {
+        "row": "A|x",
+        "test bleu": "20.50 ± 0.71 (21.00)",
+        "published": "22.22 ± 0.08 (22.33)",
+        "n": "2",
+        "params M": "1.23",
+        "log-ppl": "1.500",
+        "tok/s": "2,000",
+        "conv. s": "4",
+        "marks": "a b",
+    }
+    assert (rows[1]["row"], rows[1]["test bleu"], rows[1]["published"]) == ("B (baseline)", "30.00", "–")
+    legend = "\n".join(table.legend)
+    assert "a: other conditions than published: " in legend
+    assert "batch.size" in legend
+    assert "b: tok/s and conv. s of runs that shared the machine" in legend
+    assert "c: 1 of 2 replicates missing" in legend
+    assert statistics_cell(None) == "–"
+
+
+def test_columns_without_content_are_left_out() -> None:
+    empty = make_plan(SweepSpec(name="test", title="T", rows=(RowSpec(label="A"),)), [])
+    table = make_table(empty, aggregate(empty))
+    assert table.columns == ("row", "test bleu", "n", "marks")
+    assert table.rows == (("A", "–", "0", "a"),)
+
+
+def test_markdown_is_well_formed_and_aligned(plan: SweepPlan) -> None:
+    lines = to_markdown(make_table(plan, aggregate(plan))).splitlines()
+    grid = [line for line in lines if line.startswith("|")]
+    assert len({len(line) for line in grid}) == 1
+    assert len({line.replace("\\|", "").count("|") for line in grid}) == 1
+    assert grid[2].startswith("| A\\|x")
+    assert set(grid[1]) == set("|-: ")
+
+
+def test_screen_shows_the_same_cells(plan: SweepPlan) -> None:
+    table = make_table(plan, aggregate(plan))
+    console = Console(width=160, file=io.StringIO())
+    console.print(to_screen(table))
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert all(cell in shown for row in table.rows for cell in row)
+    assert all(note in shown for note in table.legend + table.notes)
+
+
+def test_csv_has_full_precision_and_the_run_ids(plan: SweepPlan) -> None:
+    records = list(csv.DictReader(io.StringIO(to_csv(plan, aggregate(plan)))))
+    assert [record["row"] for record in records] == ["A|x", "B"]
+    assert float(records[0]["bleu_sd"]) == 0.5**0.5
+    assert records[1]["bleu_sd"] == ""
+    assert records[0]["tokens_per_second_shared_mean"] == "2000.0"
+    assert records[0]["tokens_per_second_exclusive_mean"] == ""
+    assert records[0]["published_mean"] == "22.22"
+    assert records[0]["runs"].split() == [run.run_id for run in plan.rows[0].runs]
+
+
+def test_the_report_leads_from_every_number_to_its_run(plan: SweepPlan) -> None:
+    report = write_report(plan, aggregate(plan))
+    files = {path.name for path in report.directory.iterdir()}
+    assert files == {"table.md", "table.csv", "figure.png", "figure.svg", "sweep.json"}
+    assert report.figure.read_bytes().startswith(b"\x89PNG")
+    assert b"<svg" in report.vector_figure.read_bytes()
+    data = json.loads(report.data.read_text(encoding="utf-8"))
+    assert data["overrides"] == ["batch.size=8"]
+    row = data["rows"][0]
+    assert [replicate["run_id"] for replicate in row["replicates"]] == [run.run_id for run in plan.rows[0].runs]
+    assert [replicate["metrics"]["bleu"] for replicate in row["replicates"]] == [20.0, 21.0]
+    assert (data["rows"][1]["n"], data["rows"][1]["missing"]) == (1, 1)
+
+
+def test_the_same_results_draw_the_same_picture(plan: SweepPlan) -> None:
+    before = {path.name: path.read_bytes() for path in write_report(plan, aggregate(plan)).directory.iterdir()}
+    after = {path.name: path.read_bytes() for path in write_report(plan, aggregate(plan)).directory.iterdir()}
+    assert before == after
+
+
+def test_an_unwritable_place_is_one_line(plan: SweepPlan, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way", encoding="utf-8")
+    blocked = make_plan(SPEC, [f"paths.reports={tmp_path}/file"])
+    with pytest.raises(UserError, match=r"file/test: cannot be written: .*; set paths.reports"):
+        write_report(blocked, aggregate(blocked))
