@@ -31,7 +31,7 @@ from nmt.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from nmt.data.vocabulary import UNK
 from nmt.errors import UserError
 
-PREPARATION_VERSION = 1  # bump when the same text and keys give other prepared data
+PREPARATION_VERSION = 2  # bump when the same text and keys give other prepared data
 TOKENIZER_FILES = ("source.tokenizer.json", "target.tokenizer.json")
 SPLITS = ("train", "validation", "test")
 _REPORT_EVERY = 2000  # records between calls of the progress function

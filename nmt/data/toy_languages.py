@@ -1,7 +1,7 @@
 """The two invented languages of `toy_translation`, and a grammar that says one meaning in both.
 
-    source   article adjective* noun [preposition phrase] verb article adjective* noun ... [adverb] .
-    target   [adverb] [phrase postposition] article noun adjective* [...] article noun adjective* verb ... .
+    source   article adjective* noun [preposition phrase] verb article adjective* noun [conjunction ...] [adverb]
+    target   [adverb] [phrase postposition] article noun adjective* [...] article noun adjective* verb [conjunction ...]
 
 - Reordering: a target clause ends in its verb, adjectives follow their noun, a phrase that modifies another precedes it
   with its preposition behind it, the adverb moves from the end of the sentence to its beginning.
@@ -127,7 +127,7 @@ class Languages:
         if draws.chance(_ADVERB):
             adverb = draws.choice(self.adverbs)
             source, target = [*source, adverb[0]], [adverb[1], *target]
-        return [*source, "."], [*target, "."]
+        return source, target
 
     def _clause(self, draws: Choices) -> Clause:
         return Clause(
