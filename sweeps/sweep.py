@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from nmt import registry
 from nmt.arguments import option, parse
 from nmt.config import to_dict, train_id
-from nmt.training.tracker import NoTracker
+from nmt.training.tracker import Tracker
 from sweeps.plan import SweepPlan, make_plan
 from sweeps.spec import available_sweeps, load_spec
 
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from sweeps.aggregate import RowResult
     from sweeps.executors.placement import Executor
     from sweeps.report import Report
-    from sweeps.tracking import MlflowTracker
 
 DONE, INCOMPLETE, INTERRUPTED = 0, 1, 75
 WIDE = 240  # columns of output that is no terminal's
@@ -106,11 +105,29 @@ def run_sweep(plan: SweepPlan, console: Console, name: str) -> int:
     return INCOMPLETE if missing else DONE
 
 
-def open_tracker(plan: SweepPlan) -> MlflowTracker | NoTracker:
+class RunTrackers:
+    """Trackers that know single runs, as one."""
+
+    def __init__(self, trackers: Sequence[Tracker]):
+        self.trackers = trackers
+
+    def poll(self) -> None:
+        """Poll each."""
+        for tracker in self.trackers:
+            tracker.poll()
+
+    def close(self) -> None:
+        """Close each."""
+        for tracker in self.trackers:
+            tracker.close()
+
+
+def open_tracker(plan: SweepPlan) -> Tracker:
     """What mirrors the sweep's runs elsewhere, as `tracking.name` says."""
     config = plan.config
-    if config.tracking.name == "none":
-        return NoTracker()
+    if config.tracking.name != "mlflow":
+        open_for_run = registry.lookup("tracker", config.tracking.name, "tracking.name")
+        return RunTrackers([open_for_run(run.config, plan.store) for run in plan.runs])
     from sweeps.tracking import ConfigurationGroup, open_for_sweep
 
     groups = [
@@ -120,7 +137,7 @@ def open_tracker(plan: SweepPlan) -> MlflowTracker | NoTracker:
     return open_for_sweep(plan.name, config.scale.name, groups, plan.store, config.tracking.uri)
 
 
-def _execute(plan: SweepPlan, executor: Executor, tracker: MlflowTracker | NoTracker, console: Console) -> bool:
+def _execute(plan: SweepPlan, executor: Executor, tracker: Tracker, console: Console) -> bool:
     """Bring the missing runs to their end; whether a signal cut that short."""
     from sweeps.progress import show_progress
 
@@ -139,13 +156,13 @@ def _execute(plan: SweepPlan, executor: Executor, tracker: MlflowTracker | NoTra
     return False
 
 
-def _report(plan: SweepPlan, tracker: MlflowTracker | NoTracker) -> tuple[list[RowResult], Report]:
+def _report(plan: SweepPlan, tracker: Tracker) -> tuple[list[RowResult], Report]:
     from sweeps.aggregate import aggregate
     from sweeps.report import write_report
 
     results = aggregate(plan)
     report = write_report(plan, results)
-    if not isinstance(tracker, NoTracker):
+    if hasattr(tracker, "attach"):
         for path in (report.table, report.csv, report.figure, report.data):
             tracker.attach(path)
     return results, report

@@ -48,14 +48,13 @@ def run_work_item(item: WorkItem) -> list[Outcome]:
 
     A run that is interrupted ends the item, since the process has been asked to stop.
     """
-    train = registry.load(item.trainer)
     outcomes: list[Outcome] = []
     for run_id, data in zip(item.run_ids, item.configs, strict=True):
         config = from_dict(data)
         config = dataclasses.replace(config, threads=config.threads or item.threads)
         store = LocalRunStore(config.paths.runs)
         try:
-            ended = train(config, timing=item.timing)
+            ended = registry.load(item.trainer)(config, timing=item.timing)
             outcomes.append(Outcome(run_id=run_id, state=ended.state))
         except RunBusyError as error:
             outcomes.append(Outcome(run_id=run_id, state="running", error=str(error)))

@@ -26,7 +26,14 @@ from sweeps.executors.placement import place
 from sweeps.worker import Outcome, WorkItem, record_failure, run_work_item
 
 POLL_SECONDS = 0.5
-PRELOAD = ["nmt.train"]
+PRELOAD = [  # what a run imports only when it gets there, and torch with it
+    "nmt.train",
+    "nmt.data.prepare",
+    "nmt.evaluate",
+    "nmt.training.trainer",
+    "nmt.training.validation",
+    "nmt.training.workload",
+]
 LOG = "worker.log"  # what a run's process and its libraries print, in the run directory
 
 
