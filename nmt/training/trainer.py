@@ -63,6 +63,7 @@ class Trainer:
     timing: `exclusive` where nothing else ran on the machine's cores, else `shared`.
     status: the run's status as training begins; progress is recorded on it.
     observer: told of every step and evaluation.
+    clock: seconds from any origin.
     """
 
     def __init__(
@@ -77,10 +78,11 @@ class Trainer:
         timing: str,
         status: RunStatus,
         observer: Observer,
+        clock: Callable[[], float] = time.perf_counter,
     ):
         self.store, self.run_id, self.config, self.strategy = store, run_id, config, strategy
         self.validate, self.vocabulary, self.timing = validate, vocabulary, timing
-        self.status, self.observer = status, observer
+        self.status, self.observer, self.clock = status, observer, clock
         self.faults = Faults(config.faults)
         self.state = RunState()
         self._replay: frozenset[int] = frozenset()
@@ -117,9 +119,9 @@ class Trainer:
         return "finished", "patience" if self._out_of_patience() else "budget"
 
     def _step(self) -> StepStats:
-        begin = time.perf_counter()
+        begin = self.clock()
         stats = self.strategy.step(self.state.step + 1, self.state.rate_scale)
-        self.state.seconds += time.perf_counter() - begin
+        self.state.seconds += self.clock() - begin
         self.state.step += 1
         self.state.target_tokens += stats.target_tokens
         if not (math.isfinite(stats.loss) and math.isfinite(stats.gradient_norm)):
@@ -150,7 +152,7 @@ class Trainer:
 
     def _evaluate(self) -> Record:
         state = self.state
-        begin = time.perf_counter()
+        begin = self.clock()
         self.strategy.synchronize()
         with self.strategy.evaluation_model() as model:
             metrics = self.validate(model)
@@ -166,7 +168,7 @@ class Trainer:
             "step": state.step,
             "target_tokens": state.target_tokens,
             "seconds": state.seconds,
-            "evaluation_seconds": time.perf_counter() - begin,
+            "evaluation_seconds": self.clock() - begin,
             **metrics,
             "best": best,
             "parameters_sha256": digest,
