@@ -85,7 +85,7 @@ def _metrics(kind: str, record: Mapping[str, Any]) -> dict[str, float]:
         found = {f"train/{name}": record.get(name) for name in TRAIN_METRICS}
     else:
         found = {name: value for name, value in record.items() if "/" in name}
-        found["val/seconds"] = record.get("evaluation_seconds")
+        found["evaluation_seconds"] = record.get("evaluation_seconds")
     return {name: plain(value) for name, value in found.items() if isinstance(value, int | float)}
 
 

@@ -10,6 +10,9 @@ from __future__ import annotations
 import dataclasses
 import getpass
 import json
+import math
+import statistics
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +27,7 @@ from sweeps.aggregate import describe
 from sweeps.curves import CurveReader, Point
 from sweeps.mirrored_run import MirroredRun
 from sweeps.results import Replicate, read_replicate
+from sweeps.tracking_store import VIEW
 
 if TYPE_CHECKING:
     from mlflow.entities import Experiment, Run
@@ -41,7 +45,7 @@ STATUS = {
 OVER = ("KILLED", "FAILED", "FINISHED")
 WATCHED = ("config.yaml", "env.json", "status.json", "metrics.jsonl", "result.json", "decodes")
 COPIED = ("config.yaml", "env.json", "metrics.jsonl", "result.json")
-VIEW = "nmt"  # name of the column selection that the link to the table asks for
+AVERAGED = ("train/loss", "val/decode/", "val/teacher_forced/")
 LONGEST_NOTE = 5000  # characters of an experiment's tag
 
 
@@ -89,7 +93,7 @@ class ExperimentMirror:
         self.configurations = [
             _ConfigurationMirror(client, store, self.experiment.experiment_id, group, known) for group in groups
         ]
-        self._describe_columns()
+        self._choose_columns()
 
     def update(self) -> None:
         """Write what is new."""
@@ -105,16 +109,15 @@ class ExperimentMirror:
             if label in (None, configuration.group.label):
                 configuration.run.put(path, "report")
 
-    def _describe_columns(self) -> None:
-        # The table hides metrics until they are chosen one by one. This tag is what its "Share" button writes.
+    def _choose_columns(self) -> None:
+        # MLflow hides every metric from its table until somebody picks it. This tag is what its "Share" button writes.
         metric = self.configurations[0].metric if self.configurations else "bleu"
-        columns = [
-            f"tags.`{metric}`",
-            *(f"metrics.`{name}`" for name in (f"{metric}_mean", f"{metric}_sd", f"{metric}_max", "n", "parameters")),
-            "attributes.`Duration`",
-        ]
-        order = {"orderByKey": f"metrics.`{metric}_mean`", "orderByAsc": False}
-        view = {"selectedColumns": columns, "columnOrder": [], **order}
+        metrics = (f"{metric}_mean", f"{metric}_sd", f"{metric}_max", "n", "parameters")
+        columns = [f"tags.`{metric}`", *(f"metrics.`{name}`" for name in metrics)]
+        widths = dict(zip(columns, (190, 110, 110, 110, 60, 120), strict=True))
+        # Any other order than by time would take the replicates out of their configurations.
+        order = {"orderByKey": "attributes.start_time", "orderByAsc": True}
+        view = {"selectedColumns": columns, "columnOrder": columns, "columnWidths": widths, **order}
         key, value = f"mlflow.sharedViewState.{VIEW}", json.dumps(view)
         if self.experiment.tags.get(key) != value:
             self.client.set_experiment_tag(self.experiment.experiment_id, key, value)
@@ -137,8 +140,8 @@ class _ConfigurationMirror:
         tags = {KIND: "configuration", CONFIGURATION: key, "nmt.train_id": group.train_id, "mlflow.user": _user()}
         run = known.get((key, ""))
         if run is None:
-            run = client.create_run(experiment_id, run_name=group.label, tags=tags | _source("nmt sweep"))
-            run = client.get_run(run.info.run_id)
+            start = min((_begin(store.directory(run_id)) for run_id in group.run_ids), default=time.time())
+            run = _create_run(client, experiment_id, start, group.label, tags | _source("nmt sweep"))
         self.run = MirroredRun(client, run)
         self.run.set_name(group.label)
         self.run.set_params(parameters_of(config))
@@ -148,6 +151,7 @@ class _ConfigurationMirror:
             for run_id in group.run_ids
         ]
         self._config_stored = False
+        self._averaged: set[tuple[str, int]] = set()
 
     def update(self, damaged: dict[str, str]) -> int:
         """Write what is new; returns the number of points of curves."""
@@ -162,30 +166,46 @@ class _ConfigurationMirror:
         return points
 
     def _summarise(self) -> None:
+        self._summarise_curves()
         done = [one.result for one in self.replicates if one.result and one.result.complete]
-        names = dict.fromkeys(name for result in done for name in result.metrics)
         metrics: dict[str, float | None] = {"n": len(done)}
-        for name in names:
+        for name in dict.fromkeys(name for result in done for name in result.metrics):
             found = describe(result.metrics.get(name) for result in done)
-            if found is not None:
-                metrics |= {f"{name}_mean": found.mean, f"{name}_sd": found.sd, f"{name}_max": found.max}
-            if found is not None and name == self.metric:
+            assert found is not None
+            numbers = {"mean": found.mean, "sd": found.sd, "max": found.max}
+            metrics |= {f"{name}_{form}": _short(number) for form, number in numbers.items()}
+            metrics[f"test/decode/{name}"] = found.mean
+            if name == self.metric:
                 spread = "" if found.sd is None else f" ± {found.sd:.2f}"
                 self.run.set_tags({name: f"{found.mean:.2f}{spread} ({found.max:.2f})"})
         metrics["parameters"] = next((one.parameters for one in done if one.parameters is not None), None)
-        time = max((one.heartbeat for one in self.replicates), default=0)
-        self.run.set_metrics(metrics, step=len(done), timestamp=time)
+        end = max((one.heartbeat for one in self.replicates), default=0)
+        self.run.set_metrics(metrics)
         self._config_stored = self._config_stored or self._store_config()
         states = {one.status.state for one in self.replicates}
         self.run.set_tags({STATE: ", ".join(sorted(states))})
         if "running" in states:
             self.run.go_on("RUNNING")
         elif states <= {"finished", "diverged"}:
-            self.run.end("FINISHED", time)
+            self.run.end("FINISHED", end)
         elif "failed" in states:
-            self.run.end("FAILED", time)
+            self.run.end("FAILED", end)
         elif "interrupted" in states:
-            self.run.end("KILLED", time)
+            self.run.end("KILLED", end)
+
+    def _summarise_curves(self) -> None:
+        """The mean over replicates at each step that all of them have reached: what the charts draw at first sight."""
+        reached = [one.points.keys() for one in self.replicates]
+        common = sorted(set.intersection(*map(set, reached))) if reached else []
+        new = [key for key in common if key not in self._averaged]
+        means = []
+        for kind, step in new:
+            points = [one.points[kind, step] for one in self.replicates]
+            names = [name for name in points[0].metrics if name.startswith(AVERAGED)]
+            values = {name: statistics.fmean(point.metrics.get(name, math.nan) for point in points) for name in names}
+            means.append(Point(kind, step, max(point.seconds for point in points), values))
+        self.run.add_points(means, start=min((_begin(one.directory) for one in self.replicates), default=0.0))
+        self._averaged.update(new)
 
     def _store_config(self) -> bool:
         for replicate in self.replicates:
@@ -214,6 +234,7 @@ class _ReplicateMirror:
         self.directory = store.directory(run_id)
         self.status = RunStatus()
         self.result: Replicate | None = None
+        self.points: dict[tuple[str, int], Point] = {}
         self._experiment_id, self._parent, self._key = experiment_id, parent, key
         self._config = dataclasses.replace(config, seed=int(run_id.rpartition("/s")[2]))
         self._reader = CurveReader(self.directory / "metrics.jsonl")
@@ -233,11 +254,12 @@ class _ReplicateMirror:
         seen = (self.status.state, *_stamps(self.directory))
         if seen == self._seen or not (self.directory / "config.yaml").exists():
             return 0
-        self.result = read_replicate(self.store, self._config)
+        self.result = read_replicate(self.store, self._config, self.run_id)
         result = self.store.read_json(self.run_id, "result.json") or {}
         points = self._reader.read()
         run = self._current(points, over=bool(result))
-        added = run.add_points(points, start=(self.directory / "config.yaml").stat().st_mtime)
+        self.points |= {(point.kind, point.step): point for point in points}
+        added = run.add_points(points, start=_begin(self.directory))
         self._describe(run)
         self._conclude(run, result)
         self._seen = seen
@@ -257,9 +279,9 @@ class _ReplicateMirror:
                 "mlflow.user": _user(),
             }
             name = f"{self._parent.name} · seed {self._config.seed}"
-            start = int((self.directory / "config.yaml").stat().st_mtime * 1000)
-            run = self.client.create_run(self._experiment_id, start, tags | _source("nmt train"), name)
-            self._run = MirroredRun(self.client, self.client.get_run(run.info.run_id))
+            start = _begin(self.directory)
+            run = _create_run(self.client, self._experiment_id, start, name, tags | _source("nmt train"))
+            self._run = MirroredRun(self.client, run)
             self._run.set_params(parameters_of(self._config) | {"seed": str(self._config.seed)})
         self._checked = True
         return self._run
@@ -286,7 +308,7 @@ class _ReplicateMirror:
         tags = {STATE: self.status.state, "nmt.directory": str(self.directory)}
         run.set_tags(tags | ({"nmt.error": self.status.error} if self.status.error else {}))
         if result:
-            run.set_metrics(self._final_metrics(result), step=int(result.get("steps") or 0), timestamp=self.heartbeat)
+            run.set_metrics(self._final_metrics(result))
         if status not in OVER:
             run.go_on(status)
             return
@@ -299,10 +321,13 @@ class _ReplicateMirror:
             self._stored = stamps
 
     def _final_metrics(self, result: Mapping[str, Any]) -> dict[str, float | None]:
-        validation, replicate = (result.get("best") or {}).get("metrics") or {}, self.result
-        metrics: dict[str, float | None] = {f"best/{name}": value for name, value in validation.items()}
-        metrics |= {f"test/decode/{name}": value for name, value in (replicate.metrics if replicate else {}).items()}
-        metrics |= {f"convergence/{name}": value for name, value in (result.get("convergence") or {}).items()}
+        # Without a slash: MLflow makes a section of charts of what stands before one.
+        best = {name.rpartition("/")[2]: value for name, value in (result.get("best") or {}).get("metrics", {}).items()}
+        metrics = {f"best_val_{name}": best.get(name) for name in (self._config.validation.metric, "log_perplexity")}
+        metrics |= {
+            f"test/decode/{name}": value for name, value in (self.result.metrics if self.result else {}).items()
+        }
+        metrics |= {f"convergence_{name}": value for name, value in (result.get("convergence") or {}).items()}
         metrics |= {name: result.get(name) for name in ("parameters", "tokens_per_second", "peak_memory_bytes")}
         return {name: value for name, value in metrics.items() if isinstance(value, int | float)}
 
@@ -325,7 +350,8 @@ def _flat(config: Any, prefix: str) -> Iterator[tuple[str, str]]:
             yield from ((f"{prefix}{field.name}.{name}", str(inner)) for name, inner in value.items())
         else:
             text = " ".join(map(str, value)) if isinstance(value, list) else str(value)
-            yield f"{prefix}{field.name}", text
+            if text:
+                yield f"{prefix}{field.name}", text
 
 
 def _experiment(client: MlflowClient, name: str, artifacts: Path | None) -> Experiment:
@@ -363,6 +389,23 @@ def _stamp(path: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return found.st_mtime_ns, found.st_size
+
+
+def _create_run(client: MlflowClient, experiment_id: str, start: float, name: str, tags: dict[str, str]) -> Run:
+    run = client.create_run(experiment_id, int(start * 1000), tags, name)
+    return client.get_run(run.info.run_id)
+
+
+def _begin(directory: Path) -> float:
+    """Unix time in seconds at which a run began; now where it has not."""
+    try:
+        return (directory / "config.yaml").stat().st_mtime
+    except OSError:
+        return time.time()
+
+
+def _short(number: float | None) -> float | None:
+    return None if number is None else round(number, 4)  # the width of a column; the directories have all digits
 
 
 def _source(command: str) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -54,14 +55,18 @@ class MirroredRun:
             self.client.log_batch(self.id, params=new[start : start + PARAMS_A_REQUEST])
         self.params |= {param.key: param.value for param in new}
 
-    def set_metrics(self, metrics: Mapping[str, float | None], step: int, timestamp: int) -> None:
-        """Write single values whose latest value is another one; None means that there is no value."""
+    def set_metrics(self, metrics: Mapping[str, float | None]) -> None:
+        """Write single values whose latest value is another one; None means that there is no value.
+
+        They stand at step 0, for which MLflow draws bars instead of curves.
+        """
         from mlflow.entities import Metric
 
         values = {name: plain(value) for name, value in metrics.items() if value is not None}
         new = {name: value for name, value in values.items() if not _same(self.latest.get(name), value)}
         if new:
-            self.client.log_batch(self.id, metrics=[Metric(name, new[name], timestamp, step) for name in new])
+            now = int(time.time() * 1000)  # the latest of several values at a step is that of the latest time
+            self.client.log_batch(self.id, metrics=[Metric(name, new[name], now, 0) for name in new])
             self.latest |= new
 
     def add_points(self, points: Iterable[Point], start: float) -> int:
@@ -78,8 +83,8 @@ class MirroredRun:
             steps = logged.setdefault(point.kind, {})
             if point.step in steps:
                 continue
-            time = int((start + point.seconds) * 1000)
-            metrics = [Metric(name, value, time, point.step) for name, value in point.metrics.items()]
+            when = int((start + point.seconds) * 1000)
+            metrics = [Metric(name, value, when, point.step) for name, value in point.metrics.items()]
             if len(batch) + len(metrics) > METRICS_A_REQUEST:
                 self.client.log_batch(self.id, metrics=batch)
                 batch = []
@@ -122,10 +127,10 @@ class MirroredRun:
         """Store a copy of a file as an artifact."""
         self.client.log_artifact(self.id, str(path), folder)
 
-    def end(self, status: str, time: int) -> None:
+    def end(self, status: str, when: int) -> None:
         """Record how the run ended, and when (Unix time in milliseconds)."""
         if status != self.status:
-            self.client.set_terminated(self.id, status, time)
+            self.client.set_terminated(self.id, status, when)
             self.status = status
 
     def go_on(self, status: str) -> None:

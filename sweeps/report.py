@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nmt.config import to_dict, train_id
 from nmt.errors import UserError
 from sweeps.aggregate import RowResult
 from sweeps.figure import draw, render
@@ -77,7 +78,10 @@ def sweep_record(plan: SweepPlan, results: Sequence[RowResult]) -> dict[str, Any
         "overrides": list(plan.overrides),
         "scale": plan.config.scale.name,
         "metric": plan.config.validation.metric,
-        "rows": [_row_record(row) for row in results],
+        "rows": [
+            _row_record(row) | {"train_id": train_id(planned.config), "config": to_dict(planned.config)}
+            for planned, row in zip(plan.rows, results, strict=True)
+        ],
     }
 
 

@@ -44,9 +44,12 @@ class Replicate:
     timing: str = ""
 
 
-def read_replicate(store: RunStore, config: RunConfig) -> Replicate:
-    """Read the run of `config` (its seed included) from the store; a run that is not there has state `queued`."""
-    name = run_id(config)
+def read_replicate(store: RunStore, config: RunConfig, name: str | None = None) -> Replicate:
+    """Read the run of `config` (its seed included) from the store; a run that is not there has state `queued`.
+
+    `name` is its run id where that is known: computing it may need the corpus.
+    """
+    name = name or run_id(config)
     status = store.status(name)
     result = store.read_json(name, "result.json")
     if result is None or status.state not in ("finished", "diverged"):

@@ -15,6 +15,7 @@ import logging
 import os
 import socket
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 DATABASE, ARTIFACTS = "mlflow.db", "mlflow-artifacts"
+VIEW = "nmt"  # name of the selection of columns that links to the table ask for
 SCHEMES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql")
 SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -68,6 +70,22 @@ def artifact_root(uri: str) -> Path | None:
     """Where artifacts of an sqlite store go: beside the database. None leaves it to the server."""
     database = sqlite_path(uri)
     return None if database is None else database.with_name(ARTIFACTS)
+
+
+def runs_directory(text: str) -> Path:
+    """The directory of runs that a command line means: its own word, else `NMT_RUNS`, else `runs`."""
+    return Path(text or os.environ.get("NMT_RUNS") or "runs").expanduser().resolve()
+
+
+def plain_words(argv: Sequence[str]) -> list[str]:
+    """The command line with config keys by their short names: other verbs say `paths.runs` and `tracking.uri`."""
+    keys = {"paths.runs": "runs", "tracking.uri": "uri"}
+    return [f"{keys.get(name, name)}{rest}" for name, rest in (_split(word) for word in argv)]
+
+
+def _split(word: str) -> tuple[str, str]:
+    name, equals, value = word.partition("=")
+    return name, equals + value
 
 
 def require_mlflow() -> None:

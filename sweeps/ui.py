@@ -1,0 +1,209 @@
+"""`nmt ui`: MLflow's server with safe settings, and links to the table and the curves of each sweep."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nmt.arguments import option, parse
+from nmt.errors import UserError
+from sweeps.tracking_store import (
+    ARTIFACTS,
+    SETTINGS,
+    VIEW,
+    plain_words,
+    require_mlflow,
+    resolve_uri,
+    runs_directory,
+    sqlite_path,
+)
+
+HOST = "127.0.0.1"  # the server has no authentication: never anything but loopback
+START_SECONDS, STOP_SECONDS = 90.0, 10.0
+SAFE = {
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # no job runner: eight processes less, and nothing that executes
+    "MLFLOW_SQLALCHEMYSTORE_POOL_SIZE": "64",  # MLflow's 15 connections deadlock under parallel requests
+}
+# MLflow's default server has an assistant that runs shell commands for whoever can reach the port, every user of this
+# machine included, and cannot be told not to. Under gunicorn only the tracking interface is served.
+GUNICORN = "--threads 8 --no-control-socket"
+
+
+@dataclass(frozen=True, kw_only=True)
+class UiOptions:
+    """Command line of `nmt ui`."""
+
+    port: int = option(5000, "port on 127.0.0.1; 0: any free one", minimum=0)
+    runs: str = option("", "directory of runs; unset: NMT_RUNS, or runs")
+    uri: str = option("", "tracking store, sqlite:///FILE; unset: the one in the directory of runs")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Serve until Ctrl-C; returns the exit code."""
+    options = parse(
+        UiOptions,
+        plain_words(argv),
+        verb="nmt ui",
+        summary="Show runs, tables and curves in the browser: MLflow's own interface, on this machine only.",
+        epilog="Examples:\n  nmt ui\n  nmt ui port=5001 runs=/data/runs",
+    )
+    require_mlflow()
+    runs = runs_directory(options.runs)
+    uri = resolve_uri(options.uri, runs)
+    database = _database(uri, runs)
+    sys.stderr.write("starting MLflow's server\n")
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)  # a stop in any form stops the server too
+    try:
+        with serve(uri, database, options.port) as (address, server):
+            sys.stdout.write(_welcome(address, list_experiments(address)))
+            sys.stdout.flush()
+            code = server.wait()
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped\n")
+        return 0
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    raise UserError(
+        f"MLflow's server ended by itself, with code {code}", where="nmt ui", hint=f"see {log_of(database)}"
+    )
+
+
+@contextlib.contextmanager
+def serve(uri: str, database: Path, port: int) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """A server over an sqlite store: its address and process once it answers; stopped at the end.
+
+    Raises UserError for a port that is taken and for a server that does not start.
+    """
+    port = _free_port(port)
+    address = f"http://{HOST}:{port}"
+    command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", uri, "--artifacts-destination", database.with_name(ARTIFACTS).as_uri()]
+    command += ["--gunicorn-opts", GUNICORN]
+    log = log_of(database)
+    with log.open("wb") as output:
+        server = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=os.environ | SETTINGS | SAFE,
+            cwd=database.parent,
+            start_new_session=True,  # Ctrl-C reaches this process alone, which then stops the server's whole group
+        )
+    try:
+        _wait_for_answer(server, address, log)
+        yield address, server
+    finally:
+        _stop(server)
+
+
+def list_experiments(address: str) -> list[dict[str, Any]]:
+    """Experiments of the server, newest first, without MLflow's own empty one (HTTP spares the import)."""
+    request = urllib.request.Request(
+        f"{address}/api/2.0/mlflow/experiments/search",
+        data=json.dumps({"max_results": 1000, "order_by": ["last_update_time DESC"]}).encode(),
+        headers={"Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        found = json.load(answer).get("experiments", [])
+    return [experiment for experiment in found if experiment["experiment_id"] != "0"]
+
+
+def links(address: str, experiment_id: str) -> dict[str, str]:
+    """Deep links into an experiment: its table with our columns, and its charts."""
+    # Without the type MLflow opens in its mode for chat applications, without these runs.
+    runs = f"{address}/#/experiments/{experiment_id}/runs?workflowType=machine_learning"
+    return {
+        "table": f"{runs}&compareRunsMode=TABLE&viewStateShareKey={VIEW}",
+        "charts": f"{runs}&compareRunsMode=CHART&orderByKey=attributes.start_time&orderByAsc=true",
+    }
+
+
+def _welcome(address: str, experiments: Sequence[dict[str, Any]]) -> str:
+    if not experiments:
+        return f"{address}: no runs yet; `nmt sweep sweep=quickstart` makes some. Ctrl-C stops the server.\n"
+    lines = []
+    for experiment in experiments:
+        lines.append(experiment["name"])
+        lines += [f"  {name:7} {link}" for name, link in links(address, experiment["experiment_id"]).items()]
+    return "\n".join([*lines, "Ctrl-C stops the server.", ""])
+
+
+def log_of(database: Path) -> Path:
+    """Where the output of a store's server goes."""
+    return database.with_name(f".{database.stem}-server.log")
+
+
+def _database(uri: str, runs: Path) -> Path:
+    """The database file of the store. Raises UserError where it is not there, or another server's."""
+    database = sqlite_path(uri)
+    if database is None:
+        raise UserError("is a server's or a database's own", where=f"uri={uri}", hint="open it in the browser")
+    if database.is_file():
+        return database
+    if any(runs.glob("*/s*/config.yaml")):
+        raise UserError(
+            "no runs are tracked yet", where=str(database), hint="`nmt sync` shows MLflow those that are there"
+        )
+    hint = "`nmt sweep sweep=quickstart` makes some; runs=DIR or NMT_RUNS says where others are"
+    raise UserError("there are no runs yet", where=str(runs), hint=hint)
+
+
+def _free_port(port: int) -> int:
+    """The port itself if it can be had, any for 0. Raises UserError, with the next free one, where it is taken."""
+    if port > 65535:
+        raise UserError(f"{port} is out of range", where="port", allowed=["0 to 65535"])
+    found = _bind(port)
+    if found is not None:
+        return found
+    nearby = next((other for other in range(port + 1, min(port + 100, 65536)) if _bind(other) is not None), 0)
+    raise UserError(f"{port} is in use, or not allowed", where="port", hint=f"port={nearby} is free")
+
+
+def _bind(port: int) -> int | None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            return None
+        return int(probe.getsockname()[1])
+
+
+def _wait_for_answer(server: subprocess.Popen[bytes], address: str, log: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        if server.poll() is not None:
+            break
+        try:
+            with urllib.request.urlopen(f"{address}/health", timeout=5):
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.1)
+    last = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()][-1:]
+    raise UserError(
+        f"MLflow's server did not start ({' '.join(last).strip() or 'no output'})", where="nmt ui", hint=f"see {log}"
+    )
+
+
+def _stop(server: subprocess.Popen[bytes]) -> None:
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server.pid, number)
+        try:
+            server.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            continue
+        return
