@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nmt.config import RunConfig, compose, explain_difference, training_identity
+from nmt.config import RunConfig, compose, explain_difference
 from nmt.config.compose import groups
 from nmt.config.identity import canonical
 from nmt.config.schema import PLACEMENT, TRAIN
@@ -25,30 +25,61 @@ PUBLISHED_SCALE = "published"
 def differences_from_published(
     row: RowSpec, config: RunConfig, spec: SweepSpec, overrides: Sequence[str], conf: Path | None = None
 ) -> tuple[str, ...]:
-    """Each difference as `"key: here != published"`; empty where the row ran as published.
+    """What is not as published, the weightiest first; empty where the row ran as published.
 
-    Where the published conditions cannot be composed (their corpus is not here, say), the overrides that lead away from
-    them are listed instead.
+    Where the published conditions cannot be composed with the row's overrides, the overrides that lead away from them
+    are listed instead.
     """
     if PUBLISHED_SCALE not in groups(conf).get("scale", []):
         return _leading_away(config, spec, overrides)
     try:
-        words = [f"experiment={row.experiment}", f"scale={PUBLISHED_SCALE}", *row.overrides]
-        published = compose(words, conf)
-        reference = _conditions(published)
-        differs = tuple(explain_difference(_conditions(config), reference))
+        published = compose([f"experiment={row.experiment}", f"scale={PUBLISHED_SCALE}", *row.overrides], conf)
+        differences = explain_difference(_conditions(config), _conditions(published))
     except UserError:
         return _leading_away(config, spec, overrides)
-    if not differs and config.scale.name != PUBLISHED_SCALE:
-        return (f"scale: {config.scale.name} != {PUBLISHED_SCALE}",)
-    return differs
+    return (*_scale(config), *_in_words(config, published, differences))
+
+
+def _conditions(config: RunConfig) -> dict[str, Any]:
+    """As declared, so that the comparison needs no corpus; a corpus goes by its name."""
+    return canonical(config, {TRAIN}) | {
+        "corpus": {"name": config.data.name},
+        "search": canonical(config.search, {TRAIN}),
+    }
+
+
+def _in_words(config: RunConfig, published: RunConfig, differences: Sequence[str]) -> list[str]:
+    """Another corpus and another tokenizer in a clause each; sizes that the scale shrinks go under the scale's name."""
+    words, told = [], []
+    if config.data.name != published.data.name:
+        words.append(f"data={config.data.name} instead of {published.data.name}")
+        told += ["corpus.", "data."]
+    here, there = config.tokenizer, published.tokenizer
+    if here.name != there.name:
+        words.append(f"tokenizer {here.name} of {here.vocab_size} instead of {there.name} of {there.vocab_size}")
+        told += ["tokenizer."]
+    for key in (difference.partition(":")[0] for difference in differences):
+        shrunk = config.scale.dim_divisor > 1 and key.startswith("model.") and key.endswith("units")
+        if not shrunk and not key.startswith(tuple(told)):
+            words.append(f"{key} {_at(config, key)} instead of {_at(published, key)}")
+    return words
+
+
+def _at(config: Any, key: str) -> Any:
+    """The value of a dotted key; keys of free mappings may be absent."""
+    for name in key.split("."):
+        config = config.get(name, "nothing") if isinstance(config, Mapping) else getattr(config, name)
+    return config
+
+
+def _scale(config: RunConfig) -> list[str]:
+    if config.scale.name == PUBLISHED_SCALE:
+        return []
+    divisor = config.scale.dim_divisor
+    return [f"scale={config.scale.name}" + (f" (sizes divided by {divisor})" if divisor > 1 else "")]
 
 
 def _leading_away(config: RunConfig, spec: SweepSpec, overrides: Sequence[str]) -> tuple[str, ...]:
     placement = {field.name for field in dataclasses.fields(RunConfig) if field.metadata.get("role") == PLACEMENT}
     words = [word for word in (*spec.overrides, *overrides) if re.split(r"[./=]", word)[0] not in placement]
-    return (() if config.scale.name == PUBLISHED_SCALE else (f"scale={config.scale.name}",)) + tuple(words)
-
-
-def _conditions(config: RunConfig) -> dict[str, Any]:
-    return training_identity(config) | {"search": canonical(config.search, {TRAIN})}
+    return (*_scale(config), *words)

@@ -95,7 +95,11 @@ def _draw_baseline(axes: Axes, plan: SweepPlan, results: Sequence[RowResult], me
     row = next((row for row in results if row.label == plan.spec.baseline), None)
     if row and metric in row.metrics:
         axes.axvline(
-            row.metrics[metric].mean, color=BASELINE, linestyle=(0, (4, 3)), linewidth=1.1, zorder=1,
+            row.metrics[metric].mean,
+            color=BASELINE,
+            linestyle=(0, (4, 3)),
+            linewidth=1.1,
+            zorder=1,
             label=f"mean of {row.label} (baseline)",
         )
 

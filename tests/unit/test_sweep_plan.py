@@ -14,6 +14,7 @@ from nmt.config import compose
 from nmt.config.identity import run_id, train_id
 from nmt.errors import UserError
 from nmt.runs import LocalRunStore, RunStatus
+from sweeps.conditions import differences_from_published
 from sweeps.plan import layered, make_plan
 from sweeps.spec import Published, RowSpec, SweepSpec
 
@@ -113,11 +114,24 @@ def test_two_rows_with_one_training_share_it() -> None:
 
 def test_published_conditions_that_do_not_hold_are_listed() -> None:
     row = RowSpec(label="A", published=Published(mean=1.0))
-    (planned,) = make_plan(sweep(row, overrides=("data.max_length=9",)), ["batch.size=8"]).rows
-    text = "; ".join(planned.differs)
-    assert "max_length" in text
-    assert "batch.size" in text
-    assert "seed" not in "; ".join(make_plan(sweep(row), ["seed=4", "executor=inline"]).rows[0].differs)
+
+    def differs(*words: str) -> tuple[str, ...]:
+        return differences_from_published(row, compose(words), sweep(row), words)  # needs no corpus, and no plan
+
+    assert differs("scale=published") == ()
+    # Where and in how many replicates something runs is no condition.
+    assert differs("scale=published", "seed=4", "executor=inline", "replicates=2") == ()
+    assert differs("scale=published", "data.max_length=9", "search.beam=3") == (
+        "data.max_length 9 instead of 50",
+        "search.beam 3 instead of 10",
+    )
+    assert differs("batch.size=8")[:4] == (
+        "scale=local (sizes divided by 4)",
+        "data=toy_translation instead of wmt15_en_de",
+        "tokenizer whitespace of 200 instead of bpe_merges of 37007",
+        "batch.size 8 instead of 128",
+    )
+    assert make_plan(sweep(row), []).rows[0].differs == differs()
     assert make_plan(sweep(RowSpec(label="A")), []).rows[0].differs == ()
 
 

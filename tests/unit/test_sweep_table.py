@@ -81,7 +81,7 @@ def test_markdown_is_well_formed_and_aligned(plan: SweepPlan) -> None:
 
 def test_screen_shows_the_same_cells(plan: SweepPlan) -> None:
     table = make_table(plan, aggregate(plan))
-    console = Console(width=160, file=io.StringIO())
+    console = Console(width=500, file=io.StringIO())
     console.print(to_screen(table))
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     assert all(cell in shown for row in table.rows for cell in row)
