@@ -231,14 +231,6 @@ class _VocabularyTokenizer(_Saved):
             "types": self.vocabulary.types,
         }
 
-    def _learn_vocabulary(self, texts: Iterable[str], size: int) -> dict[str, int]:
-        counts: Counter[str] = Counter()
-        for text in texts:
-            counts.update(self.segment(text))
-        self.vocabulary, report = Vocabulary.from_counts(counts, size)
-        self.size = size
-        return report
-
 
 class WhitespaceTokenizer(_VocabularyTokenizer):
     """Tokens are the words between spaces."""
@@ -251,7 +243,11 @@ class WhitespaceTokenizer(_VocabularyTokenizer):
     ) -> tuple[_VocabularyTokenizer, dict[str, int]]:
         """The most frequent tokens of `texts` that fit `config.vocab_size`."""
         tokenizer = cls(Vocabulary([], config.vocab_size))
-        return tokenizer, tokenizer._learn_vocabulary(texts(), config.vocab_size)
+        counts: Counter[str] = Counter()
+        for text in texts():
+            counts.update(tokenizer.segment(text))
+        tokenizer.vocabulary, report = Vocabulary.from_counts(counts, config.vocab_size)
+        return tokenizer, report
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> _VocabularyTokenizer:
@@ -296,20 +292,30 @@ class BpeMergesTokenizer(_VocabularyTokenizer):
         super().__init__(vocabulary)
         self.merges = merges
         self._bpe = BPE(io.StringIO("\n".join(["#version: 0.2", *merges]) + "\n"), separator=BPE_JOINER)
+        self._words: dict[str, list[str]] = {}  # segmentations met so far
 
     @classmethod
     def train(
         cls, config: TokenizerConfig, texts: Callable[[], Iterable[str]]
     ) -> tuple[BpeMergesTokenizer, dict[str, int]]:
         """Learn `config.merges` merges from the words of `texts`, then the types that they leave."""
-        merges = _learn_merges(Counter(word for text in texts() for word in text.split()), config.merges)
+        words = Counter(word for text in texts() for word in text.split())
+        merges = _learn_merges(words, config.merges)
         tokenizer = cls(Vocabulary([], config.vocab_size), merges)
-        report = tokenizer._learn_vocabulary(texts(), config.vocab_size)
+        counts: Counter[str] = Counter()
+        for word, count in words.items():
+            for token in tokenizer.segment(word):
+                counts[token] += count
+        tokenizer.vocabulary, report = Vocabulary.from_counts(counts, config.vocab_size)
         return tokenizer, {"merges": len(merges), **report}
 
     def segment(self, text: str) -> list[str]:
         """Subwords; all but a word's last end in "@@"."""
-        tokens: list[str] = self._bpe.segment_tokens(text.split())
+        known, tokens = self._words, []
+        for word in text.split():
+            if word not in known:
+                known[word] = self._bpe.segment_tokens([word])
+            tokens += known[word]
         return tokens
 
     def join(self, tokens: Sequence[str]) -> str:
