@@ -1,0 +1,98 @@
+"""Attention against a loop over queries and keys."""
+
+from __future__ import annotations
+
+import models_reference as reference
+import numpy as np
+import pytest
+import torch
+from torch.autograd import gradcheck
+
+from nmt import registry
+from nmt.config.schema import AttentionConfig
+from nmt.models.attention import Memory, NoAttention
+
+NAMES = ["additive", "multiplicative"]
+LENGTHS = torch.tensor([5, 2])
+
+
+def make(name: str) -> torch.nn.Module:
+    config = AttentionConfig(name=name, units=4)
+    return reference.randomised(registry.lookup("attention", name, "attention.name")(config, 3, 6).double())
+
+
+def tensors(seed: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    outputs = torch.randn(5, 2, 6, dtype=torch.float64, generator=generator)
+    return outputs, torch.randn(2, 3, 3, dtype=torch.float64, generator=generator)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_contexts_and_weights_of_k_queries(name: str) -> None:
+    attention, (outputs, queries) = make(name), tensors()
+    context, weights = attention.attend(queries, attention.keys(outputs, LENGTHS))
+    for row, length in enumerate(LENGTHS.tolist()):
+        for k in range(3):
+            expected = reference.attend(attention, queries[row, k].numpy(), list(outputs[:length, row].numpy()))
+            np.testing.assert_allclose(context[row, k].detach().numpy(), expected[0], rtol=0, atol=1e-13)
+            np.testing.assert_allclose(weights[row, k, :length].detach().numpy(), expected[1], rtol=0, atol=1e-13)
+    assert not weights[1, :, 2:].any()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_padding_never_counts_whatever_it_holds(name: str) -> None:
+    attention, (outputs, queries) = make(name), tensors()
+    context, _ = attention.attend(queries, attention.keys(outputs, LENGTHS))
+    outputs[2:, 1] = 1e6
+    changed, _ = attention.attend(queries, attention.keys(outputs, LENGTHS))
+    assert torch.equal(context, changed)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_masked_weights_are_exactly_zero_in_every_type(dtype: torch.dtype) -> None:
+    attention = make("multiplicative").to(dtype)
+    outputs, queries = (tensor.to(dtype) for tensor in tensors())
+    _, weights = attention.attend(queries, attention.keys(outputs, LENGTHS))
+    assert not weights[1, :, 2:].any()
+    torch.testing.assert_close(weights.float().sum(-1), torch.ones(2, 3), rtol=0, atol=1e-2)
+
+
+def test_multiplicative_scores_are_not_scaled() -> None:
+    query, keys = torch.ones(1, 1, 4), torch.full((1, 1, 4), 3.0)
+    assert make("multiplicative").score(query, keys).item() == 12.0
+
+
+@pytest.mark.parametrize(("name", "extra"), [("multiplicative", 0), ("additive", 4)])
+def test_parameters_have_biases_except_v(name: str, extra: int) -> None:
+    # key C·A + A, query h·A + A, and v without bias
+    assert sum(p.numel() for p in make(name).parameters()) == (6 * 4 + 4) + (3 * 4 + 4) + extra
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_gradients(name: str) -> None:
+    attention, (outputs, queries) = make(name), tensors()
+
+    def run(outputs: torch.Tensor, queries: torch.Tensor, *_: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return attention.attend(queries, attention.keys(outputs, LENGTHS))
+
+    inputs = (outputs.requires_grad_(), queries.requires_grad_(), *attention.parameters())
+    assert gradcheck(run, inputs, fast_mode=True)
+
+
+def test_without_attention_the_context_is_empty_and_weights_are_zero() -> None:
+    attention = make("none_state")
+    assert isinstance(attention, NoAttention)
+    outputs, queries = tensors()
+    memory = attention.keys(outputs, LENGTHS)
+    assert memory.mask.tolist() == [[True] * 5, [True, True, False, False, False]]
+    context, weights = attention.attend(queries, memory)
+    assert context.shape == (2, 3, 0)
+    assert weights.shape == (2, 3, 5)
+    assert not weights.any()
+    assert not list(attention.parameters())
+
+
+def test_memory_has_the_batch_first() -> None:
+    memory = make("additive").keys(tensors()[0], LENGTHS)
+    assert isinstance(memory, Memory)
+    assert [tuple(t.shape) for t in memory] == [(2, 5, 4), (2, 5, 6), (2, 5)]
