@@ -19,7 +19,8 @@ def show_plan(plan: SweepPlan, console: Console) -> None:
     """Print rows, run ids, states, budgets, sizes and what is left to do. Imports torch, to count parameters."""
     from nmt.models.parameters import planned_parameters
 
-    table = Table(title=f"{plan.name}: {plan.spec.title}", title_justify="left")
+    _say(console, f"{plan.name}: {plan.spec.title}")
+    table = Table()
     for name in ("row", "run", "state", "would"):
         table.add_column(name, no_wrap=True)
     for name in ("step", "params M"):
@@ -34,18 +35,14 @@ def show_plan(plan: SweepPlan, console: Console) -> None:
             steps = f"{step}/{run.config.training.max_steps}"
             table.add_row(row.label, run.run_id, run.found.state, would, steps, millions)
     console.print(table)
-    for row in plan.rows:
-        if row.spec.published and row.differs:
-            console.print(
-                f"{row.label}: other conditions than published: {'; '.join(row.differs)}",
-                markup=False,
-                highlight=False,
-                soft_wrap=True,
-            )
+    for differs in dict.fromkeys(row.differs for row in plan.rows if row.differs):
+        labels = ", ".join(row.label for row in plan.rows if row.differs == differs)
+        _say(console, f"other conditions than published ({labels}): {'; '.join(differs)}")
     items = plan.work_items()
     runs = {run.run_id for run in plan.runs}
-    console.print(
-        f"{len(runs)} runs, {len(items)} to do through executor={plan.config.executor.name}; nothing was started",
-        highlight=False,
-        soft_wrap=True,
-    )
+    executor = plan.config.executor.name
+    _say(console, f"{len(runs)} runs, {len(items)} to do through executor={executor}; nothing was started")
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -153,8 +153,8 @@ def compose_row(
     try:
         config = compose(words, conf)
     except UserError as error:
-        guilty = row.overrides or row.experiment != "baseline"
-        where = f"row '{row.label}': {error.where}" if guilty and error.where else error.where
+        said_for_all = {word.partition("=")[0] for word in (*spec.overrides, *overrides)}
+        where = error.where if error.where in said_for_all else f"row '{row.label}': {error.where or 'configuration'}"
         raise UserError(error.what, where=where, allowed=error.allowed, hint=error.hint) from error
     return dataclasses.replace(config, label=row.label)
 

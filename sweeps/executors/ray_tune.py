@@ -11,6 +11,7 @@ import os
 import signal
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -24,6 +25,7 @@ from sweeps.executors.placement import Placement, place
 from sweeps.worker import WorkItem, record_failure, run_work_item, summarise
 
 POLL_SECONDS = 0.5
+RELEASE_SECONDS = 10.0  # the longest wait for the workers of a cluster that is going down
 OBJECT_STORE_BYTES = 128 * 2**20  # work items are small; the default reserves a third of the memory
 ENVIRONMENT = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths mean the same in a trial as on the command line
@@ -47,44 +49,55 @@ class RayTuneExecutor:
         """
         if not items:
             return
-        with _quiet(), _cluster(self.config.address) as resources:
-            placement = place(self.config, items, cores=int(resources.get("CPU", 1)))
-            check_resources(self.config, placement, resources)
-            with _polling(on_poll), _terminate_as_interrupt():
-                errors = self._fit([placement.place(item) for item in items], placement)
-            self._record(items, errors)
+        try:
+            with (
+                _quiet(),
+                tempfile.TemporaryDirectory(prefix="nmt-sweep-") as storage,
+                _cluster(self.config.address) as resources,
+            ):
+                placement = place(self.config, items, cores=int(resources.get("CPU", 1)))
+                check_resources(self.config, placement, resources)
+                with _polling(on_poll), _terminate_as_interrupt():
+                    errors = self._fit([placement.place(item) for item in items], placement, storage)
+                self._record(items, errors)
+        finally:
+            self._wait_for_release(items)
         on_poll()
 
-    def _fit(self, items: Sequence[WorkItem], placement: Placement) -> dict[str, str]:
+    def _fit(self, items: Sequence[WorkItem], placement: Placement, storage: str) -> dict[str, str]:
         """Run the trials; the errors of those that ended with one, by the trial's first run id."""
         from ray import tune
 
         names = [item.run_ids[0] for item in items]
         needs = {"cpu": placement.threads, "gpu": self.config.gpus_per_run}
         trainable = tune.with_parameters(run_trial, items=dict(zip(names, items, strict=True)))
-        with tempfile.TemporaryDirectory(prefix="nmt-sweep-") as storage:
-            tuner = tune.Tuner(
-                tune.with_resources(trainable, needs),
-                # Only names go through Tune's parameter space: it would interpret what a configuration contains.
-                param_space={"run": tune.grid_search(names)},
-                tune_config=tune.TuneConfig(
-                    reuse_actors=True,
-                    max_concurrent_trials=placement.workers,
-                    trial_dirname_creator=lambda trial: trial.trial_id,
-                ),
-                run_config=tune.RunConfig(
-                    name="sweep",
-                    storage_path=storage,
-                    verbose=0,
-                    failure_config=tune.FailureConfig(max_failures=self.config.retries),
-                ),
-            )
-            results = tuner.fit()
+        results = tune.Tuner(
+            tune.with_resources(trainable, needs),
+            # Only names go through Tune's parameter space: it would interpret what a configuration contains.
+            param_space={"run": tune.grid_search(names)},
+            tune_config=tune.TuneConfig(
+                reuse_actors=True,
+                max_concurrent_trials=placement.workers,
+                trial_dirname_creator=lambda trial: trial.trial_id,
+            ),
+            run_config=tune.RunConfig(
+                name="sweep",
+                storage_path=storage,
+                verbose=0,
+                failure_config=tune.FailureConfig(max_failures=self.config.retries),
+            ),
+        ).fit()
         return {
             str(result.config["run"]): str(result.error).strip().splitlines()[-1].partition(". ")[0]
             for result in (results[number] for number in range(len(results)))
             if result.error is not None and result.config
         }
+
+    def _wait_for_release(self, items: Sequence[WorkItem]) -> None:
+        """Workers die a moment after their cluster; until then their runs are still claimed, and cannot be resumed."""
+        end = time.monotonic() + RELEASE_SECONDS
+        while time.monotonic() < end and any(self.store.is_claimed(name) for item in items for name in item.run_ids):
+            time.sleep(0.1)
 
     def _record(self, items: Sequence[WorkItem], errors: Mapping[str, str]) -> None:
         """Put down the death of processes that could not do it themselves."""
