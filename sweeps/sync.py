@@ -16,6 +16,7 @@ from sweeps.tracking_store import (
     artifact_root,
     open_client,
     plain_words,
+    reason,
     require_mlflow,
     resolve_uri,
     runs_directory,
@@ -75,8 +76,8 @@ def main(argv: Sequence[str]) -> int:
         raise UserError("there is no such directory", where=str(runs), hint="runs=DIR or NMT_RUNS says where runs are")
     uri = resolve_uri(options.uri, runs)
     counts = synchronise(runs, uri, options.sweep)
-    for name, reason in sorted(counts.damaged.items()):
-        sys.stderr.write(f"left out {name}: {reason}\n")
+    for name, why in sorted(counts.damaged.items()):
+        sys.stderr.write(f"left out {name}: {why}\n")
     sys.stdout.write(
         f"{uri}: {len(counts.runs)} runs of {counts.configurations} configurations in {counts.experiments} "
         f"experiments, {counts.points} new points of curves, {len(counts.damaged)} left out\n"
@@ -117,10 +118,9 @@ def synchronise(runs: Path, uri: str, sweep: str = "") -> Counts:
     except UserError:
         raise
     except Exception as error:  # a server, a database, a network: whatever they raise, there is one thing to say
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         database = sqlite_path(uri)
         hint = f"it holds nothing that the runs do not: remove {database} and try again" if database else None
-        raise UserError(f"cannot be written: {reason}", where=uri, hint=hint) from error
+        raise UserError(f"cannot be written: {reason(error)}", where=uri, hint=hint) from error
     finally:
         lock.release()
     return counts
@@ -145,8 +145,8 @@ def _sweeps(runs: Path, only: str, counts: Counts) -> Iterator[_Plan]:
                 from_dict(group.config)  # a report that cannot be read is left out before anything is written
             experiment = sweep_experiment(name, record["scale"])
         except (UserError, KeyError, TypeError) as error:
-            reason = str(error) if isinstance(error, UserError) else "does not hold a sweep's rows"
-            counts.damaged[str(path)] = f"{reason}; the same `nmt sweep` writes it anew"
+            what = str(error) if isinstance(error, UserError) else "does not hold a sweep's rows"
+            counts.damaged[str(path)] = f"{what}; the same `nmt sweep` writes it anew"
             continue
         if only in ("", name):
             names = ("table.md", "table.csv", "figure.png", "sweep.json")

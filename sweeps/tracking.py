@@ -17,7 +17,7 @@ from nmt.config.schema import RunConfig
 from nmt.runs import LocalRunStore, RunStore
 from nmt.training.tracker import Tracker
 from sweeps.mirror import ConfigurationGroup, ExperimentMirror
-from sweeps.tracking_store import StoreLock, artifact_root, open_client, require_mlflow, resolve_uri
+from sweeps.tracking_store import StoreLock, artifact_root, open_client, reason, require_mlflow, resolve_uri
 
 LATER = "the run directories hold everything, and `nmt sync` brings MLflow up to date"
 
@@ -74,8 +74,7 @@ class MlflowTracker:
                 action(self._mirror)
         # Whatever a store, a network or a disk may raise, a training must not end for want of a view.
         except Exception as error:
-            reason = (str(error).strip().splitlines() or [""])[0]
-            log.warning("MLflow at %s: %s: %s; training goes on, %s", self.uri, type(error).__name__, reason, LATER)
+            log.warning("MLflow at %s: %s; training goes on, %s", self.uri, reason(error), LATER)
             log.debug("the error in full", exc_info=True)
             self._quiet, self._mirror = True, None
             self._lock.release()

@@ -7,6 +7,7 @@ same run twice. So there is one absolute URI and one lock.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import importlib.util
@@ -14,10 +15,12 @@ import json
 import logging
 import os
 import socket
+import sqlite3
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
+from urllib.parse import quote, unquote
 
 from nmt.errors import UserError
 
@@ -37,7 +40,7 @@ SETTINGS = {
 
 def default_uri(runs: Path) -> str:
     """The sqlite store in a directory of runs."""
-    return f"sqlite:///{runs.resolve() / DATABASE}"
+    return _sqlite_uri("sqlite", runs.resolve() / DATABASE)
 
 
 def resolve_uri(uri: str, runs: Path) -> str:
@@ -56,14 +59,19 @@ def resolve_uri(uri: str, runs: Path) -> str:
             hint=f"for a file write tracking.uri=sqlite:///{uri}" if not separator else None,
         )
     if scheme.startswith("sqlite"):
-        return f"{scheme}:///{Path(rest.removeprefix('/')).expanduser().resolve()}"
+        return _sqlite_uri(scheme, Path(unquote(rest.removeprefix("/"))).expanduser().resolve())
     return uri
 
 
 def sqlite_path(uri: str) -> Path | None:
     """The database file of an sqlite URI, None for a server."""
     scheme, _, rest = uri.partition("://")
-    return Path(rest.removeprefix("/")) if scheme.startswith("sqlite") else None
+    return Path(unquote(rest.removeprefix("/"))) if scheme.startswith("sqlite") else None
+
+
+def _sqlite_uri(scheme: str, database: Path) -> str:
+    # Unquoted, SQLAlchemy would cut the path at a question mark and decode what follows a percent sign.
+    return f"{scheme}:///{quote(str(database))}"
 
 
 def artifact_root(uri: str) -> Path | None:
@@ -99,7 +107,7 @@ def require_mlflow() -> None:
 def open_client(uri: str) -> MlflowClient:
     """A client of the store; creates an sqlite store with its schema. Call it with the store's lock in hand.
 
-    Raises whatever MLflow raises where the store cannot be reached.
+    Raises whatever MLflow, or sqlite itself, raises where the store cannot be reached.
     """
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
@@ -109,7 +117,37 @@ def open_client(uri: str) -> MlflowClient:
 
         for name in ("mlflow", "alembic"):
             logging.getLogger(name).setLevel(logging.WARNING)
+        database = sqlite_path(uri)
+        if database is not None:
+            _prepare_database(database)
         return MlflowClient(tracking_uri=uri)
+
+
+def _prepare_database(path: Path) -> None:
+    """Make sure that the database is there with all its tables, and can be opened."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        from mlflow.tracking import MlflowClient
+
+        # Creating the tables takes seconds. Stopped half-way, MLflow could never open the file again.
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        temporary.unlink(missing_ok=True)
+        try:
+            MlflowClient(tracking_uri=_sqlite_uri("sqlite", temporary)).search_experiments(max_results=1)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    # MLflow tries again for two minutes, and complains on the terminal, where a database cannot be opened.
+    with contextlib.closing(sqlite3.connect(path, timeout=10)) as connection:
+        connection.execute("PRAGMA user_version").fetchone()
+
+
+def reason(error: BaseException) -> str:
+    """Why a store failed, in one line: what lies at the bottom of the chain of errors, which MLflow wraps at length."""
+    while (inner := error.__cause__ or (None if error.__suppress_context__ else error.__context__)) is not None:
+        error = inner
+    text = getattr(error, "strerror", None) or str(error).strip()
+    return (text.splitlines() or [type(error).__name__])[0]
 
 
 class StoreLock:
