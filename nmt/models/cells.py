@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from nmt.config.schema import CellConfig
 from nmt.models.initialisation import Constant, Draw, Glorot
-from nmt.models.layers import empty
+from nmt.models.layers import empty, sigmoid
 
 State = tuple[Tensor, ...]
 
@@ -96,7 +96,7 @@ class TfGru(Cell):
         """One step: projected [rows, 3 · units], state (h [rows, units],)."""
         (h,) = state
         gates_in, candidate_in = projected.split((2 * self.units, self.units), dim=-1)
-        reset, update = torch.addmm(gates_in, h, self.gate_weight.t()).sigmoid().chunk(2, dim=-1)
+        reset, update = sigmoid(torch.addmm(gates_in, h, self.gate_weight.t())).chunk(2, dim=-1)
         candidate = torch.addmm(candidate_in, reset * h, self.candidate_weight.t()).tanh()
         # The state keeps its own type, so that under autocast only products are made in low precision.
         return (torch.lerp(candidate.to(h.dtype), h, update.to(h.dtype)),)
@@ -133,8 +133,8 @@ class TfLstm(Cell):
         h, c = state
         gates = torch.addmm(projected, h, self.recurrent_weight.t()).to(c.dtype)
         i, j, f_and_o = gates.split((self.units, self.units, 2 * self.units), dim=-1)
-        forget, output = f_and_o.sigmoid().chunk(2, dim=-1)
-        c = torch.addcmul(forget * c, i.sigmoid(), j.tanh())
+        forget, output = sigmoid(f_and_o).chunk(2, dim=-1)
+        c = torch.addcmul(forget * c, sigmoid(i), j.tanh())
         return (c.tanh() * output, c)
 
     def first_values(self) -> dict[str, Draw]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from nmt.models.initialisation import Constant, Draw, Glorot
 
@@ -38,3 +39,12 @@ class Table(nn.Embedding):
 def empty(*shape: int) -> nn.Parameter:
     """A parameter that holds NaN until it is initialised or loaded."""
     return nn.Parameter(torch.full(shape, float("nan")))
+
+
+def sigmoid(x: Tensor) -> Tensor:
+    """σ(x) with the same bits for a value wherever it stands in `x` and whatever the number of threads.
+
+    `torch.sigmoid` rounds differently in its vectorised loop and in what that loop leaves over, so a row's bits would
+    depend on the rows beside it. This form has no such remainder, and its gradient is finite for every x.
+    """
+    return F.logsigmoid(x).exp()
