@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from transition_model import TransitionModel, batch_of
+
+from nmt.config.schema import (
+    AttentionConfig,
+    BridgeConfig,
+    CellConfig,
+    DecoderConfig,
+    EmbeddingConfig,
+    EncoderConfig,
+    ModelConfig,
+    SearchConfig,
+)
+from nmt.data.vocabulary import EOS, SOS
+from nmt.evaluation.decode import decode, log_perplexity
+from nmt.models.seq2seq import Seq2Seq, build_model
+from nmt.search.beam import Hypothesis, beam_search
+
+VOCABULARY = 40
+MODELS = {
+    "gru, multiplicative": ("gru", "multiplicative", "zero"),
+    "lstm, additive": ("lstm", "additive", "projection"),
+    "gru, none_state": ("gru", "none_state", "projection"),
+}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Small products only lose by a second thread, and much where other processes want the cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def random_model(kind: str) -> Seq2Seq:
+    """A small model with weights large enough for outputs that depend on the source."""
+    cell, attention, bridge = MODELS[kind]
+    config = ModelConfig(
+        embedding=EmbeddingConfig(units=24),
+        encoder=EncoderConfig(units=24, cell=CellConfig(kind=cell)),
+        decoder=DecoderConfig(units=24, cell=CellConfig(kind=cell)),
+        attention=AttentionConfig(name=attention, units=24),
+        bridge=BridgeConfig(name=bridge),
+    )
+    model = build_model(config, VOCABULARY, VOCABULARY, seed=4).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(4.0)
+        model.output.bias[EOS] += 3.0
+    return model
+
+
+def random_sentences(count: int, seed: int = 0, longest: int = 30) -> list[np.ndarray]:
+    generator = np.random.default_rng(seed)
+    lengths = generator.integers(1, longest + 1, size=count)
+    return [generator.integers(3, VOCABULARY, size=length).astype(np.int32) for length in lengths]
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("beam", [1, 4])
+def test_tokens_and_scores_are_the_same_for_every_batch_size(kind: str, beam: int) -> None:
+    model, sentences = random_model(kind), random_sentences(60)
+    found = [
+        decode(model, sentences, SearchConfig(beam=beam, n_best=beam, max_length=20, length_penalty=1.0, batch_size=b))
+        for b in (1, 7, 100)
+    ]
+    assert found[0] == found[1] == found[2]
+    best = {hypotheses[0].tokens for hypotheses in found[0]}
+    assert len(best) > 10, "outputs that hardly depend on the source would prove nothing"
+
+
+def test_hypotheses_stand_in_the_order_of_the_sentences() -> None:
+    model, search = TransitionModel(2), SearchConfig(beam=3, n_best=2, max_length=10, batch_size=4)
+    sentences = random_sentences(30, longest=20)
+    found = decode(model, sentences, search)
+    for sentence, hypotheses in zip(sentences, found, strict=True):
+        assert [hypotheses] == beam_search(model, *batch_of([sentence.tolist()]), search)
+
+
+def test_padding_never_reaches_beyond_the_length_class() -> None:
+    widths: list[tuple[int, int]] = []
+
+    class Watching(TransitionModel):
+        def encode(self, source: torch.Tensor, lengths: torch.Tensor):  # type: ignore[no-untyped-def]
+            widths.append((source.shape[1], int(lengths.min())))
+            return super().encode(source, lengths)
+
+    lengths = [1, 7, 8, 15, 16, 23, 40]
+    decode(Watching(2), [np.full(n, 3, dtype=np.int32) for n in lengths], SearchConfig(beam=1, max_length=2))
+    assert sorted(widths) == [(8, 2), (16, 9), (24, 17), (48, 41)]
+
+
+def test_an_empty_sentence_has_an_empty_hypothesis_without_the_model() -> None:
+    model = TransitionModel(2)
+    nothing = np.zeros(0, dtype=np.int32)
+    assert decode(model, [nothing, nothing], SearchConfig(beam=2)) == [[Hypothesis((), 0.0, 0.0)]] * 2
+    assert model.steps == 0
+    found = decode(model, [nothing, np.array([3, 4])], SearchConfig(beam=2, max_length=9))
+    assert found[0] == [Hypothesis((), 0.0, 0.0)]
+    assert [found[1]] == beam_search(model, *batch_of([[3, 4]]), SearchConfig(beam=2, max_length=9))
+    assert decode(model, [], SearchConfig()) == []
+
+
+def test_progress_counts_every_sentence() -> None:
+    calls: list[tuple[int, int]] = []
+    sentences = [np.zeros(0, dtype=np.int32), *random_sentences(9)]
+    decode(
+        TransitionModel(2),
+        sentences,
+        SearchConfig(beam=1, max_length=4, batch_size=2),
+        progress=lambda done, total: calls.append((done, total)),
+    )
+    assert calls[0] == (1, 10)
+    assert calls[-1] == (10, 10)
+    assert [done for done, _ in calls] == sorted(done for done, _ in calls)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_log_perplexity_is_the_mean_over_target_tokens(kind: str) -> None:
+    model = random_model(kind)
+    encoded = SimpleNamespace(source=random_sentences(40, seed=1), target=random_sentences(40, seed=2))
+    values = {log_perplexity(model, encoded, batch_size=size) for size in (1, 7, 100)}
+    assert len(values) == 1
+
+    losses = []
+    for source, target in zip(encoded.source, encoded.target, strict=True):
+        with torch.inference_mode():
+            memory = model.encode(*batch_of([source.tolist()]))
+            state, previous = model.start(memory, 1), SOS
+            for token in [*target.tolist(), EOS]:
+                logits, state, _ = model.step(torch.tensor([[previous]]), state, memory)
+                losses.append(-float(torch.log_softmax(logits[0, 0], dim=0)[token]))
+                previous = token
+    assert values.pop() == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+
+
+def test_log_perplexity_of_the_first_sentences_only() -> None:
+    model = random_model("gru, multiplicative")
+    source, target = random_sentences(20, seed=1), random_sentences(20, seed=2)
+    whole = SimpleNamespace(source=source, target=target)
+    first = SimpleNamespace(source=source[:5], target=target[:5])
+    assert log_perplexity(model, whole, limit=5) == log_perplexity(model, first)
+    with pytest.raises(ValueError, match="no sentence"):
+        log_perplexity(model, whole, limit=0)
+
+
+def test_log_perplexity_of_a_uniform_model_is_the_logarithm_of_the_vocabulary() -> None:
+    model = random_model("gru, multiplicative")
+    with torch.no_grad():
+        model.output.weight.zero_()
+        model.output.bias.zero_()
+    encoded = SimpleNamespace(source=random_sentences(3), target=random_sentences(3, seed=5))
+    assert log_perplexity(model, encoded) == pytest.approx(math.log(VOCABULARY), rel=1e-6)
+
+
+def test_log_perplexity_of_a_broken_model_is_not_a_number() -> None:
+    model = random_model("gru, multiplicative")
+    with torch.no_grad():
+        model.output.bias.fill_(math.nan)
+    encoded = SimpleNamespace(source=random_sentences(3), target=random_sentences(3))
+    assert math.isnan(log_perplexity(model, encoded))
+    assert all(len(hypotheses) == 1 for hypotheses in decode(model, encoded.source, SearchConfig(beam=3, max_length=4)))

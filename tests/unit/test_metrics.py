@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import pytest
+import sacrebleu
+
+from nmt.evaluation.metrics import METRICS, score
+
+REFERENCES = [
+    "Ein Mann mit einem orangefarbenen Hut, der etwas anstarrt.",
+    "Leute reparieren das Dach eines Hauses.",
+    "Fünf Leute in Winterjacken und mit Helmen stehen im Schnee.",
+]
+HYPOTHESES = [
+    "ein Mann mit orangefarbenem Hut, der etwas anstarrt.",
+    "Leute reparieren das Dach eines Hauses.",
+    "Fünf Personen mit Helmen stehen im Schnee!",
+]
+
+
+def test_figures_are_those_of_the_sacrebleu_functions() -> None:
+    found = score(HYPOTHESES, REFERENCES, "de")
+    assert found["bleu"] == sacrebleu.corpus_bleu(HYPOTHESES, [REFERENCES]).score
+    assert found["bleu_lc"] == sacrebleu.corpus_bleu(HYPOTHESES, [REFERENCES], lowercase=True).score
+    assert found["chrf"] == sacrebleu.corpus_chrf(HYPOTHESES, [REFERENCES]).score
+    assert found["bleu"] < found["bleu_lc"]
+    assert found["bleu_tok"] < found["bleu_tok_lc"]
+
+
+def test_tokenised_figures_cut_punctuation_off() -> None:
+    """By hand: one sentence of 7 tokens, the last of them wrong."""
+    found = score(["Das Haus, das ich sah!"], ["Das Haus, das ich sah."], "de")
+    precisions = (6 / 7, 5 / 6, 4 / 5, 3 / 4)
+    product = 1.0
+    for precision in precisions:
+        product *= precision
+    assert found["bleu_tok"] == pytest.approx(100 * product**0.25)
+
+
+def test_a_perfect_text_scores_100_everywhere() -> None:
+    found = score(REFERENCES, REFERENCES, "de")
+    assert {name: found[name] for name in METRICS} == pytest.approx(dict.fromkeys(METRICS, 100.0))
+
+
+def test_case_counts_only_in_cased_figures() -> None:
+    found = score([text.upper() for text in REFERENCES], REFERENCES, "de")
+    assert found["bleu_lc"] == pytest.approx(100.0)
+    assert found["bleu_tok_lc"] == pytest.approx(100.0)
+    assert found["bleu"] < 50
+    assert found["bleu_tok"] < 50
+
+
+def test_signatures_say_how_each_figure_came_about() -> None:
+    signatures = score(HYPOTHESES, REFERENCES, "de")["signatures"]
+    assert list(signatures) == list(METRICS)
+    assert "case:mixed" in signatures["bleu"] and "tok:13a" in signatures["bleu"]
+    assert "case:lc" in signatures["bleu_lc"] and "tok:13a" in signatures["bleu_lc"]
+    assert "case:mixed" in signatures["bleu_tok"] and "tok:none" in signatures["bleu_tok"]
+    assert "moses:de|sacremoses:" in signatures["bleu_tok"]
+    assert "case:lc" in signatures["bleu_tok_lc"] and "version:" in signatures["chrf"]
+
+
+def test_kept_references_do_not_leak_into_other_texts() -> None:
+    first = score(HYPOTHESES, REFERENCES, "de")
+    other = score(HYPOTHESES, HYPOTHESES, "de")
+    assert other["bleu"] == pytest.approx(100.0)
+    assert score(HYPOTHESES, REFERENCES, "de") == first
+
+
+def test_empty_hypotheses_score_nothing() -> None:
+    found = score([""] * 3, REFERENCES, "de")
+    assert {name: found[name] for name in METRICS} == dict.fromkeys(METRICS, 0.0)
+
+
+def test_a_text_without_language_is_scored_too() -> None:
+    assert score(["a b c d e"], ["a b c d e"], "")["bleu_tok"] == pytest.approx(100.0)
+
+
+def test_unequal_or_no_lines_are_refused() -> None:
+    with pytest.raises(ValueError, match="2 hypotheses for 3 references"):
+        score(HYPOTHESES[:2], REFERENCES, "de")
+    with pytest.raises(ValueError, match="0 hypotheses"):
+        score([], [], "de")
