@@ -190,7 +190,8 @@ def _show(plan: SweepPlan, results: Sequence[RowResult], console: Console) -> No
     for row in results:
         for replicate in row.replicates:
             if replicate.state == "failed":
-                _say(console, f"{row.label}: {replicate.run_id} failed: {replicate.error}")
+                where = _near(plan.store.directory(replicate.run_id))
+                _say(console, f"{row.label} failed: {replicate.error} ({where})")
 
 
 def _next_steps(plan: SweepPlan, results: Sequence[RowResult], report: Report, console: Console, name: str) -> None:
@@ -200,6 +201,9 @@ def _next_steps(plan: SweepPlan, results: Sequence[RowResult], report: Report, c
         ["nmt sweep", shlex.quote(f"sweep={name}"), *map(shlex.quote, _without_replicates(plan.overrides))]
     )
     runs = "" if _default_runs(plan) else f" {shlex.quote(f'paths.runs={plan.config.paths.runs}')}"
+    missing = sum(row.missing for row in results)
+    if missing:
+        _say(console, f"{missing} replicates are missing; the same command tries them again")
     lines = [
         ("table", f"{_near(report.table)}, {report.csv.name}, and {report.data.name} with every run id"),
         ("picture", f"{_near(report.figure)}, {report.vector_figure.name}"),
@@ -207,7 +211,8 @@ def _next_steps(plan: SweepPlan, results: Sequence[RowResult], report: Report, c
     ]
     if plan.config.tracking.name == "mlflow":
         lines.append(("browse", f"nmt ui{runs}"))
-    lines.append(("add replicates", f"{words} replicates={plan.config.replicates + 1}"))
+    if not missing:
+        lines.append(("add replicates", f"{words} replicates={plan.config.replicates + 1}"))
     if best:
         winner = max(best, key=lambda run: run.metrics[metric])
         lines.append(("translate", f"nmt translate run={winner.run_id}{runs} < text"))
