@@ -167,7 +167,7 @@ def runs(tmp_path: Path, empty_store: Path) -> Runs:
 
 
 @pytest.fixture
-def view(runs: Runs):  # noqa: ANN201
+def view(runs: Runs):
     return lambda experiment="study@local": View(runs.root, experiment)
 
 

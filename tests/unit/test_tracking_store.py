@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nmt.config import compose
+from nmt.errors import UserError
+from nmt.runs import LocalRunStore
+from sweeps.tracking import open_for_run
+from sweeps.tracking_store import (
+    StoreLock,
+    artifact_root,
+    default_uri,
+    plain_words,
+    reason,
+    resolve_uri,
+    runs_directory,
+    sqlite_path,
+)
+
+
+def test_the_default_store_is_absolute_and_in_the_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    uri = resolve_uri("", Path("runs"))
+    assert uri == f"sqlite:///{tmp_path}/runs/mlflow.db"
+    assert sqlite_path(uri) == tmp_path / "runs/mlflow.db"
+    assert artifact_root(uri) == tmp_path / "runs/mlflow-artifacts"
+
+
+@pytest.mark.parametrize("name", ["a b", "a%20b", "a?b", "a#b", "ü", "100%"])
+def test_any_directory_can_hold_the_store(tmp_path: Path, name: str) -> None:
+    uri = default_uri(tmp_path / name)
+    assert sqlite_path(uri) == tmp_path / name / "mlflow.db"
+    assert resolve_uri(uri, Path("elsewhere")) == uri
+    assert not set("?# ") & set(uri)
+
+
+def test_uris_of_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert resolve_uri("sqlite:///my.db", Path("runs")) == f"sqlite:///{tmp_path}/my.db"
+    assert resolve_uri("sqlite:////data/my.db", Path("runs")) == "sqlite:////data/my.db"
+    for server in ("http://127.0.0.1:5000", "https://host/mlflow", "postgresql+psycopg2://host/db"):
+        assert resolve_uri(server, Path("runs")) == server
+        assert sqlite_path(server) is None and artifact_root(server) is None
+
+
+@pytest.mark.parametrize("uri", ["mlruns", "file:///tmp/mlruns", "ftp://host"])
+def test_other_stores_are_refused(uri: str) -> None:
+    with pytest.raises(UserError) as caught:
+        resolve_uri(uri, Path("runs"))
+    assert caught.value.where == "tracking.uri" and uri in str(caught.value)
+
+
+def test_config_keys_are_understood_by_their_short_names() -> None:
+    words = ["paths.runs=a=b", "tracking.uri=sqlite:///x", "port=1", "--help"]
+    assert plain_words(words) == ["runs=a=b", "uri=sqlite:///x", "port=1", "--help"]
+
+
+def test_directory_of_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NMT_RUNS", str(tmp_path / "there"))
+    assert runs_directory("") == tmp_path / "there"
+    assert runs_directory(str(tmp_path)) == tmp_path
+    monkeypatch.delenv("NMT_RUNS")
+    monkeypatch.chdir(tmp_path)
+    assert runs_directory("") == tmp_path / "runs"
+
+
+@pytest.mark.parametrize("uri", ["", "http://127.0.0.1:5000"])
+def test_one_holder_at_a_time(tmp_path: Path, uri: str) -> None:
+    absolute = resolve_uri(uri, tmp_path)
+    first, second = StoreLock(absolute, tmp_path), StoreLock(absolute, tmp_path)
+    assert first.acquire() and first.acquire()
+    assert first.path.is_relative_to(tmp_path)
+    assert not second.acquire() and not second.held
+    assert second.holder().startswith("process ")
+    first.release()
+    assert second.acquire() and not first.acquire()
+    second.release()
+
+
+def test_stores_do_not_block_each_other(tmp_path: Path) -> None:
+    locks = [StoreLock(uri, tmp_path) for uri in (default_uri(tmp_path), "http://one:1", "http://two:1")]
+    assert all(lock.acquire() for lock in locks)
+    for lock in locks:
+        lock.release()
+
+
+def test_death_releases_the_lock(tmp_path: Path) -> None:
+    uri = default_uri(tmp_path)
+    code = (
+        "import sys, time; from pathlib import Path; from sweeps.tracking_store import StoreLock;"
+        f"lock = StoreLock({uri!r}, Path({str(tmp_path)!r})); print(lock.acquire(), flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None and holder.stdout.readline() == "True\n"
+        lock = StoreLock(uri, tmp_path)
+        assert not lock.acquire()
+        assert lock.holder().startswith(f"process {holder.pid} on ")
+        holder.kill()
+        holder.wait()
+        assert lock.acquire()
+    lock.release()
+
+
+def test_without_mlflow_there_is_one_line_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "mlflow" else find_spec(name))
+    with pytest.raises(UserError, match="tracking=none"):
+        open_for_run(compose([f"paths.runs={tmp_path}"]), LocalRunStore(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_reason_is_what_lies_at_the_bottom() -> None:
+    try:
+        try:
+            raise ConnectionRefusedError(111, "Connection refused")
+        except OSError as error:
+            raise RuntimeError("a long story\nin several lines") from error
+    except RuntimeError as error:
+        assert reason(error) == "Connection refused"
+    assert reason(ValueError("one\ntwo")) == "one"
+    assert reason(KeyError()) == "KeyError"
