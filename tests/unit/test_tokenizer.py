@@ -1,0 +1,202 @@
+"""Tokenizers: sizes, specials, unknown tokens, the way back to text, and files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nmt.config.schema import DataConfig, TokenizerConfig
+from nmt.data.corpus import load_corpus
+from nmt.data.tokenizer import Tokenizer, load_tokenizer, to_text, train_tokenizer
+from nmt.data.vocabulary import EOS, SOS, UNK, Vocabulary
+from nmt.errors import UserError
+
+TEXT = [
+    "the lower the newer", "a low new tower", "the widest newest tower", "lower and lower", "new towers are wide",
+    "the tower is the newest", "wider towers", "a newer and lower tower", "the lowest of the low", "who knows the town",
+] * 3  # fmt: skip
+KINDS = {
+    "sentencepiece_bpe": TokenizerConfig(name="sentencepiece_bpe", vocab_size=45),
+    "sentencepiece_unigram": TokenizerConfig(name="sentencepiece_unigram", vocab_size=30),
+    "bpe_merges": TokenizerConfig(name="bpe_merges", vocab_size=60, merges=20),
+    "character": TokenizerConfig(name="character", vocab_size=30),
+    "whitespace": TokenizerConfig(name="whitespace", vocab_size=40),
+}
+every_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+def trained(config: TokenizerConfig, text: list[str] = TEXT) -> Tokenizer:
+    return train_tokenizer(config, lambda: text)[0]
+
+
+@every_kind
+def test_text_comes_back(kind: str) -> None:
+    tokenizer = trained(KINDS[kind])
+    for line in TEXT:
+        assert tokenizer.decode(tokenizer.encode(line)) == line
+
+
+@every_kind
+def test_size_is_the_declared_one_and_specials_come_first(kind: str) -> None:
+    tokenizer = trained(KINDS[kind])
+    assert tokenizer.size == KINDS[kind].vocab_size
+    assert [tokenizer.token(i) for i in (UNK, SOS, EOS)] == ["<unk>", "<s>", "</s>"]
+    assert (UNK, SOS, EOS) == (0, 1, 2)
+    assert len({tokenizer.token(i) for i in range(tokenizer.size)}) == tokenizer.size
+
+
+@every_kind
+def test_text_cannot_spell_a_special(kind: str) -> None:
+    tokenizer = (
+        trained(KINDS[kind], [*TEXT, "<s> the </s> <unk>"] * 2) if kind != "whitespace" else trained(KINDS[kind])
+    )
+    ids = tokenizer.encode("<s> the </s>")
+    assert SOS not in ids and EOS not in ids
+
+
+@every_kind
+def test_what_was_never_seen_is_unknown(kind: str) -> None:
+    tokenizer = trained(KINDS[kind])
+    ids = tokenizer.encode("漢 the")
+    assert UNK in ids
+    assert "⁇" in tokenizer.decode(ids) and tokenizer.decode(ids).endswith("the")
+
+
+@every_kind
+def test_specials_inside_a_sequence_leave_no_text(kind: str) -> None:
+    tokenizer = trained(KINDS[kind])
+    ids = tokenizer.encode("the tower")
+    assert tokenizer.decode([SOS, *ids, EOS]) == "the tower"
+    assert tokenizer.decode([]) == ""
+    assert tokenizer.encode("") == []
+
+
+@every_kind
+def test_a_saved_tokenizer_is_the_same_tokenizer(kind: str, tmp_path: Path) -> None:
+    tokenizer = trained(KINDS[kind])
+    tokenizer.save(tmp_path / "t.json")
+    again = load_tokenizer(tmp_path / "t.json")
+    assert [again.token(i) for i in range(again.size)] == [tokenizer.token(i) for i in range(tokenizer.size)]
+    for line in [*TEXT, "towering lows of knowledge, 漢"]:
+        assert again.encode(line) == tokenizer.encode(line)
+    again.save(tmp_path / "again.json")
+    assert (tmp_path / "again.json").read_bytes() == (tmp_path / "t.json").read_bytes()
+
+
+@every_kind
+def test_training_twice_gives_the_same_bytes(kind: str) -> None:
+    assert trained(KINDS[kind]).to_json() == trained(KINDS[kind]).to_json()
+
+
+@every_kind
+@settings(max_examples=25, deadline=None)
+@given(words=st.lists(st.text(alphabet="abdehiklnorstw", min_size=1, max_size=12), max_size=8))
+def test_any_text_of_known_characters_comes_back(kind: str, words: list[str]) -> None:
+    if kind != "whitespace":  # which knows words, not characters; and subwords know the place of each in a word
+        tokenizer = _known_characters(kind)
+        assert tokenizer.decode(tokenizer.encode(" ".join(words))) == " ".join(words)
+
+
+_cache: dict[str, Tokenizer] = {}
+
+
+def _known_characters(kind: str) -> Tokenizer:
+    if kind not in _cache:
+        letters = "abdehiklnorstw"
+        everywhere = [a + b for a in letters for b in letters]  # each letter inside words and at their end
+        config = TokenizerConfig(name=kind, vocab_size=50, merges=5)
+        _cache[kind] = trained(config, [*TEXT, " ".join(everywhere), " ".join(letters)])
+    return _cache[kind]
+
+
+@pytest.mark.parametrize("name", ["sentencepiece_bpe", "sentencepiece_unigram"])
+def test_sentencepiece_refuses_a_size_it_cannot_reach_and_names_the_largest(name: str) -> None:
+    with pytest.raises(
+        UserError, match=r"tokenizer\.vocab_size: 5000 pieces .* largest possible size is (\d+)"
+    ) as error:
+        trained(TokenizerConfig(name=name, vocab_size=5000))
+    largest = int(str(error.value.hint).split("=")[1].split(",")[0])
+    assert trained(TokenizerConfig(name=name, vocab_size=largest)).size == largest
+    with pytest.raises(UserError):
+        trained(TokenizerConfig(name=name, vocab_size=largest + 1))
+
+
+def test_sentencepiece_refuses_a_size_below_the_characters() -> None:
+    with pytest.raises(UserError, match=r"smallest possible size is \d+"):
+        trained(TokenizerConfig(name="sentencepiece_bpe", vocab_size=8))
+
+
+def test_sentencepiece_keeps_cleaned_text_as_it_is() -> None:
+    """No second normalisation: NFKC would make "½" three characters, and rare characters have pieces."""
+    line = "½ ﬁne ２ x"
+    tokenizer = trained(TokenizerConfig(name="sentencepiece_bpe", vocab_size=45), [*TEXT, line])
+    assert tokenizer.decode(tokenizer.encode(line)) == line
+
+
+def test_the_rarest_types_go_and_ties_are_broken_by_spelling() -> None:
+    counts = {"b": 2, "a": 2, "c": 5, "e": 1, "d": 1}
+    vocabulary, report = Vocabulary.from_counts(counts, 6)
+    assert [vocabulary.token(i) for i in range(3, 6)] == ["c", "a", "b"]
+    assert report == {"types": 5, "types_beyond_size": 2, "unused_rows": 0}
+    assert vocabulary.number("d") == UNK
+    vocabulary, report = Vocabulary.from_counts(counts, 10)
+    assert report == {"types": 5, "types_beyond_size": 0, "unused_rows": 2}
+    assert (vocabulary.size, vocabulary.token(9)) == (10, "<unused 9>")
+    with pytest.raises(IndexError):
+        vocabulary.token(10)
+
+
+def test_unused_rows_decode_as_unknown() -> None:
+    """An untrained model may well emit one."""
+    assert trained(TokenizerConfig(name="whitespace", vocab_size=500)).decode([499]) == "⁇"
+
+
+def test_merges_are_learned_in_order_of_frequency() -> None:
+    """The example of Sennrich et al. 2016: low 5, lower 2, newest 6, widest 3."""
+    text = ["low " * 5, "lower " * 2, "newest " * 6, "widest " * 3]
+    tokenizer, report = train_tokenizer(TokenizerConfig(name="bpe_merges", vocab_size=40, merges=3), lambda: text)
+    assert tokenizer.to_json()["merges"] == ["s t</w>", "e st</w>", "l o"]  # 9, 9 and 7 times
+    assert report["merges"] == 3
+    assert [tokenizer.token(i) for i in tokenizer.encode("lowest")] == ["lo@@", "w@@", "est"]
+
+
+def test_nothing_to_merge_is_said() -> None:
+    with pytest.raises(UserError, match="nothing to merge"):
+        trained(TokenizerConfig(name="bpe_merges", vocab_size=40, merges=5), ["a b c", "d"])
+
+
+def test_moses_data_is_detokenised_on_the_way_to_text() -> None:
+    line = "Mr. X doesn &apos;t know &quot; it &quot; ."
+    tokenizer = trained(TokenizerConfig(name="whitespace", vocab_size=40), [line])
+    ids = tokenizer.encode(line)
+    assert to_text(tokenizer, ids, DataConfig(moses=True), "en") == 'Mr. X doesn\'t know "it".'
+    assert to_text(tokenizer, ids, DataConfig(moses=False), "en") == line
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda data: data | {"format_version": 99}, "has format 99"),
+        (lambda data: data | {"name": "os.system"}, "unknown tokenizer 'os.system'"),
+        (lambda data: [data], "is not a tokenizer file"),
+        (lambda data: {}, "is not a tokenizer file"),
+    ],
+)
+def test_a_tokenizer_file_that_is_none(tmp_path: Path, change: Callable[[dict], object], message: str) -> None:
+    path = tmp_path / "t.json"
+    path.write_text(json.dumps(change(trained(KINDS["whitespace"]).to_json())))
+    with pytest.raises(UserError, match=message):
+        load_tokenizer(path)
+
+
+def test_toy_words_fit_their_tokenizer() -> None:
+    """conf/tokenizer/toy_words.yaml promises that no word of the default corpus is lost."""
+    corpus = load_corpus(DataConfig(generator="toy_translation"))
+    for side in (corpus.train.source, corpus.train.target):
+        _, report = train_tokenizer(TokenizerConfig(name="whitespace", vocab_size=200), lambda side=side: side)
+        assert report["types_beyond_size"] == 0
