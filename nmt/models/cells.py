@@ -8,12 +8,14 @@ product stays inside the loop (`step`).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from collections.abc import Iterator
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nmt import registry
 from nmt.config.schema import CellConfig
 from nmt.models.initialisation import Constant, Draw, Glorot
 from nmt.models.layers import empty, sigmoid
@@ -145,3 +147,26 @@ class TfLstm(Cell):
     def _input_bias(self) -> Tensor:
         i_j, f, o = self.bias.split((2 * self.units, self.units, self.units))
         return torch.cat((i_j, f + self.forget_bias, o))
+
+
+class CellStack(nn.ModuleList):
+    """Cells on top of each other: the first reads `input_units`, each other one the output of the cell below.
+
+    Parameters
+    ----------
+    config: kind of every cell. where: the config section that holds it, for errors.
+    layers: number of cells. units: width of each.
+    """
+
+    def __init__(self, config: CellConfig, where: str, layers: int, input_units: int, units: int):
+        make = registry.lookup("cell", config.kind, f"{where}.kind")
+        super().__init__(make(width, units, config) for width in [input_units] + [units] * (layers - 1))
+        self.state_units = sum(cell.state_parts * cell.units for cell in self)
+
+    def __iter__(self) -> Iterator[Cell]:
+        return cast(Iterator[Cell], super().__iter__())
+
+    @property
+    def first(self) -> Cell:
+        """The cell that reads the input."""
+        return next(iter(self))

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from nmt import registry
 from nmt.config.schema import DecoderConfig
 from nmt.models.attention import Attention, Memory, NoAttention
-from nmt.models.cells import Cell, State
+from nmt.models.cells import CellStack, State
 from nmt.models.dropout import Dropout
 from nmt.models.layers import Affine
 
@@ -31,8 +31,7 @@ class RecurrentDecoder(nn.Module):
         s_t = cells([embedding_t; context_{t-1}])    context_t = attend(s_t)    mix_t = tanh(W [s_t; context_t] + b)
 
     The context before the first step is zero. The query is the top cell's output of the *same* step (Luong et al.
-    2015).
-    Without attention the input is the embedding and the mix is the cells' output itself.
+    2015). Without attention the input is the embedding and the mix is the cells' output itself.
 
     Parameters
     ----------
@@ -43,19 +42,14 @@ class RecurrentDecoder(nn.Module):
 
     def __init__(self, config: DecoderConfig, attention: Attention | NoAttention, embedding_units: int):
         super().__init__()
-        make = registry.lookup("cell", config.cell.kind, "model.decoder.cell.kind")
-        widths = [embedding_units + attention.context_units] + [config.units] * (config.layers - 1)
-        self.cells = nn.ModuleList(make(width, config.units, config.cell) for width in widths)
+        input_units = embedding_units + attention.context_units
+        self.cells = CellStack(config.cell, "model.decoder.cell", config.layers, input_units, config.units)
         self.attention = attention
         self.mix = Affine(config.units + attention.context_units, config.units) if attention.context_units else None
         self.config = config.cell
         self.embedding_units = embedding_units
         self.output_units = config.units
-        self.state_units = sum(cell.state_parts * cell.units for cell in self._stack)
-
-    @property
-    def _stack(self) -> list[Cell]:
-        return [cell for cell in self.cells if isinstance(cell, Cell)]
+        self.state_units = self.cells.state_units
 
     def forward(self, embedded: Tensor, memory: Memory, first: Tensor, dropout: Dropout) -> Tensor:
         """Training form: outputs of the mixing layer [time, batch, h], before the softmax layer.
@@ -65,10 +59,10 @@ class RecurrentDecoder(nn.Module):
         """
         time, batch, _ = embedded.shape
         embedded, masks = self._draw_masks(embedded, dropout)
-        projected = self._stack[0].project_inputs(embedded).unbind(0)
-        states = self._split(first)
+        projected = self.cells.first.project_inputs(embedded).unbind(0)
+        states = self._by_cell(first.split(self.output_units, dim=-1))
         context = first.new_zeros(batch, self.attention.context_units)
-        columns = self._stack[0].input_columns(self.embedding_units)
+        columns = self.cells.first.input_columns(self.embedding_units)
         tops, contexts = [], []
         for t in range(time):
             states, top, context, _ = self._advance(projected[t], columns, states, context, memory, masks[t])
@@ -79,8 +73,8 @@ class RecurrentDecoder(nn.Module):
     def start(self, first: Tensor, k: int) -> DecoderState:
         """The state before the first step of k hypotheses a sentence, from `first` [batch, state_units]."""
         context = first.new_zeros(first.shape[0], self.attention.context_units)
-        parts = [part for state in self._split(first) for part in state]
-        return tuple(part.unsqueeze(1).expand(-1, k, -1) for part in (*parts, context))
+        parts = (*first.split(self.output_units, dim=-1), context)
+        return tuple(part.unsqueeze(1).expand(-1, k, -1) for part in parts)
 
     def step(self, embedded: Tensor, state: DecoderState, memory: Memory) -> tuple[Tensor, DecoderState, Tensor]:
         """One step of k hypotheses a sentence: mix [batch, k, h], next state, attention weights [batch, k, time].
@@ -89,10 +83,9 @@ class RecurrentDecoder(nn.Module):
         """
         batch, k, _ = embedded.shape
         *parts, context = (part.flatten(0, 1) for part in state)
-        remaining = iter(parts)
-        states = [tuple(next(remaining) for _ in range(cell.state_parts)) for cell in self._stack]
-        projected = self._stack[0].project_inputs(embedded.flatten(0, 1))
-        columns = self._stack[0].input_columns(self.embedding_units)
+        states = self._by_cell(parts)
+        projected = self.cells.first.project_inputs(embedded.flatten(0, 1))
+        columns = self.cells.first.input_columns(self.embedding_units)
         nothing: list[Tensor | None] = [None] * len(states)
         states, top, context, weights = self._advance(
             projected, columns, states, context, memory, _Masks(nothing, nothing), k
@@ -114,7 +107,7 @@ class RecurrentDecoder(nn.Module):
         """One step for batch · k rows; `projected` [rows, gates] is the embedding's part of the first layer's input."""
         new: list[State] = []
         top = projected
-        for layer, cell in enumerate(self._stack):
+        for layer, cell in enumerate(self.cells):
             if layer > 0:
                 projected = cell.project_inputs(_masked(top, masks.inputs[layer]))
             elif self.attention.context_units:
@@ -129,16 +122,16 @@ class RecurrentDecoder(nn.Module):
             return top
         return self.mix(torch.cat((top, context.to(top.dtype)), dim=-1)).tanh()
 
-    def _split(self, first: Tensor) -> list[State]:
-        parts = iter(first.split(self.output_units, dim=-1))
-        return [tuple(next(parts) for _ in range(cell.state_parts)) for cell in self._stack]
+    def _by_cell(self, parts: Iterable[Tensor]) -> list[State]:
+        remaining = iter(parts)
+        return [tuple(next(remaining) for _ in range(cell.state_parts)) for cell in self.cells]
 
     def _draw_masks(self, embedded: Tensor, dropout: Dropout) -> tuple[Tensor, list[_Masks]]:
         """Masks for every step, drawn once a layer; those on the embeddings are applied here."""
         time, batch, width = embedded.shape
         inputs: list[tuple[Tensor | None, ...]] = []
         outputs: list[tuple[Tensor | None, ...]] = []
-        for layer, cell in enumerate(self._stack):
+        for layer, cell in enumerate(self.cells):
             shape = (time, batch, cell.input_units)
             mask = dropout.mask(f"decoder.{layer}.input", shape, self.config.dropout_input, embedded)
             if layer == 0 and mask is not None:

@@ -13,9 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nmt import registry
 from nmt.config.schema import EncoderConfig
-from nmt.models.cells import Cell, State
+from nmt.models.cells import CellStack, State
 from nmt.models.dropout import Dropout
 
 
@@ -35,9 +34,7 @@ class RecurrentStack(nn.Module):
 
     def __init__(self, config: EncoderConfig, input_units: int, name: str):
         super().__init__()
-        make = registry.lookup("cell", config.cell.kind, "model.encoder.cell.kind")
-        widths = [input_units] + [config.units] * (config.layers - 1)
-        self.cells = nn.ModuleList(make(width, config.units, config.cell) for width in widths)
+        self.cells = CellStack(config.cell, "model.encoder.cell", config.layers, input_units, config.units)
         self.config = config.cell
         self.name = name
 
@@ -48,7 +45,6 @@ class RecurrentStack(nn.Module):
         """
         final: list[Tensor] = []
         for layer, cell in enumerate(self.cells):
-            assert isinstance(cell, Cell)
             x = dropout(f"{self.name}.{layer}.input", x, self.config.dropout_input)
             states = cell.sequence(cell.project_inputs(x))
             final += at_end(states, lengths)
@@ -69,7 +65,7 @@ class UnidirectionalEncoder(nn.Module):
         super().__init__()
         self.forwards = RecurrentStack(config, input_units, "encoder.forwards")
         self.output_units = config.units
-        self.state_units = state_width(self.forwards)
+        self.state_units = self.forwards.cells.state_units
 
     def forward(self, embedded: Tensor, lengths: Tensor, dropout: Dropout) -> EncoderOutput:
         """Read embeddings [time, batch, e] of sentences of `lengths` [batch] tokens."""
@@ -91,7 +87,7 @@ class BidirectionalEncoder(nn.Module):
         self.forwards = RecurrentStack(config, input_units, "encoder.forwards")
         self.backwards = RecurrentStack(config, input_units, "encoder.backwards")
         self.output_units = 2 * config.units
-        self.state_units = 2 * state_width(self.forwards)
+        self.state_units = 2 * self.forwards.cells.state_units
 
     def forward(self, embedded: Tensor, lengths: Tensor, dropout: Dropout) -> EncoderOutput:
         """Read embeddings [time, batch, e] of sentences of `lengths` [batch] tokens."""
@@ -100,11 +96,6 @@ class BidirectionalEncoder(nn.Module):
         back, final_back = self.backwards(reorder(embedded, order), lengths, dropout)
         outputs = zero_beyond_end(torch.cat((ahead, reorder(back, order)), dim=-1), lengths)
         return EncoderOutput(outputs, torch.cat(final_ahead + final_back, dim=-1))
-
-
-def state_width(stack: RecurrentStack) -> int:
-    """Units of all states of a stack together."""
-    return sum(cell.state_parts * cell.units for cell in stack.cells if isinstance(cell, Cell))
 
 
 def reversal(lengths: Tensor, time: int) -> Tensor:

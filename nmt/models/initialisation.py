@@ -23,23 +23,22 @@ from nmt.config.schema import InitialisationConfig
 class Glorot:
     """U(-a, a) with a = sqrt(6 / (fan_in + fan_out)) (Glorot and Bengio 2010, equation 16).
 
-    `blocks` holds (rows, fan_in, fan_out) for consecutive rows of the parameter, because a cell keeps matrices of
-    different shape on top of each other, and because TensorFlow counts the fans of the joint matrix on [x; h].
+    `blocks` holds (rows, fan_in, fan_out) for consecutive rows of the parameter (rows -1: all of them), because a cell
+    keeps matrices of different shape on top of each other, and because TensorFlow counts the fans of the joint matrix
+    on [x; h].
     """
 
     blocks: tuple[tuple[int, int, int], ...]
 
     @classmethod
-    def of(cls, fan_in: int, fan_out: int, rows: int = 0) -> Glorot:
-        """One block; `rows` may be left out, and then it covers the whole parameter."""
-        return cls(((rows, fan_in, fan_out),))
+    def of(cls, fan_in: int, fan_out: int) -> Glorot:
+        """The same fans for all rows."""
+        return cls(((-1, fan_in, fan_out),))
 
     def limits(self, rows: int) -> Tensor:
         """Half-width of the distribution for each row: [rows]."""
-        if len(self.blocks) == 1:
-            _, fan_in, fan_out = self.blocks[0]
-            return torch.full((rows,), math.sqrt(6 / (fan_in + fan_out)))
-        return torch.cat([torch.full((count,), math.sqrt(6 / (i + o))) for count, i, o in self.blocks])
+        limits = [torch.full((rows if n < 0 else n,), math.sqrt(6 / (i + o))) for n, i, o in self.blocks]
+        return torch.cat(limits)
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,7 @@ def initialise(model: nn.Module, config: InitialisationConfig, seed: int) -> Non
 def _first_value(name: str, shape: torch.Size, draw: Draw, config: InitialisationConfig, seed: int) -> Tensor:
     if isinstance(draw, Constant):
         value = torch.full(shape, draw.value)
-        value[: draw.head_rows] = draw.head if draw.head_rows else draw.value
+        value[: draw.head_rows] = draw.head
         return value
     unit = torch.empty(shape).uniform_(-1.0, 1.0, generator=stream(f"{seed}/init/{name}"))
     if config.name == "uniform" and len(shape) > 1:
