@@ -32,17 +32,18 @@ _HELP_WORDS = ("--help", "-h", "help")
 _TYPE_NAMES: dict[Any, str] = {str: "TEXT", int: "INT", float: "FLOAT", bool: "true|false", list[str]: "A,B,..."}
 
 
-def option(default: Any, doc: str, *, choices: Sequence[str] = (), minimum: float | None = None) -> Any:
+def option(default: Any, doc: str, *, key: str = "", choices: Sequence[str] = (), minimum: float | None = None) -> Any:
     """A field of an options dataclass.
 
     Parameters
     ----------
     default: value where the key is not given, or a function that makes it (`list`).
     doc: one line of the usage text.
+    key: what is written on the command line, where that is not the field's name (`paths.runs`).
     choices: the only values allowed (of each element, for a list).
     minimum: the smallest number allowed.
     """
-    metadata = {"doc": doc, "choices": tuple(choices), "minimum": minimum}
+    metadata = {"doc": doc, "key": key, "choices": tuple(choices), "minimum": minimum}
     if callable(default):
         return dataclasses.field(default_factory=default, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -84,7 +85,7 @@ def parse(
         if not equals:
             raise UserError("is not of the form key=value", where=word, hint=f"see `{verb} --help`")
         if key in fields:
-            values[key] = _value(key, text, *fields[key])
+            values[fields[key][1].name] = _value(key, text, *fields[key])
         elif rest:
             others.append(word)
         else:
@@ -115,7 +116,10 @@ def usage(cls: type[Any], *, verb: str, summary: str, epilog: str = "", rest: bo
 
 def _fields(cls: type[Any]) -> dict[str, tuple[Any, dataclasses.Field[Any]]]:
     hints = typing.get_type_hints(cls)
-    return {field.name: (_plain_type(hints[field.name]), field) for field in dataclasses.fields(cls)}
+    return {
+        field.metadata.get("key") or field.name: (_plain_type(hints[field.name]), field)
+        for field in dataclasses.fields(cls)
+    }
 
 
 def _plain_type(annotation: Any) -> Any:

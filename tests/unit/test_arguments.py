@@ -20,6 +20,7 @@ class Sample:
     quiet: bool = option(False, "no progress")
     rows: list[str] = option(list, "rows to run")
     device: str = option("auto", "where to run", choices=("auto", "cpu", "cuda"))
+    store: str = option("", "directory of runs", key="paths.runs")
 
 
 def read(*words: str) -> Sample:
@@ -28,8 +29,10 @@ def read(*words: str) -> Sample:
 
 def test_defaults_and_every_type() -> None:
     assert read() == Sample()
-    options = read("run=a=b", "beam=3", "length_penalty=1e-1", "quiet=True", "rows=x,y", "device=cpu")
-    assert options == Sample(run="a=b", beam=3, length_penalty=0.1, quiet=True, rows=["x", "y"], device="cpu")
+    options = read("run=a=b", "beam=3", "length_penalty=1e-1", "quiet=True", "rows=x,y", "device=cpu", "paths.runs=r")
+    assert options == Sample(
+        run="a=b", beam=3, length_penalty=0.1, quiet=True, rows=["x", "y"], device="cpu", store="r"
+    )
     assert read("rows=[x, y]").rows == ["x", "y"]
     assert read("rows=").rows == read("rows=[]").rows == []
     assert read("run=").run == ""
@@ -47,7 +50,12 @@ def test_list_defaults_are_not_shared() -> None:
 @pytest.mark.parametrize(
     ("word", "message"),
     [
-        ("baem=3", "baem: unknown key; allowed: beam, device, length_penalty, quiet, rows, run; did you mean beam?"),
+        (
+            "baem=3",
+            "baem: unknown key; allowed: beam, device, length_penalty, paths.runs, quiet, rows, run; "
+            "did you mean beam?",
+        ),
+        ("store=x", "store: unknown key"),
         ("beam", "beam: is not of the form key=value; see `nmt sample --help`"),
         ("--beam=4", "--beam=4: is not of the form key=value; write beam=4, without dashes"),
         ("--length-penalty", "write length_penalty=..., without dashes"),
@@ -79,6 +87,7 @@ def test_help_prints_every_option_and_stops(word: str, capsys: pytest.CaptureFix
         "no progress (default: false)",
         "device=auto|cpu|cuda",
         "(default: 0.6)",
+        "paths.runs=TEXT",
     ):
         assert line in shown
 
