@@ -201,7 +201,7 @@ class _ConfigurationMirror:
         means = []
         for kind, step in new:
             points = [one.points[kind, step] for one in self.replicates]
-            names = [name for name in points[0].metrics if name.startswith(AVERAGED)]
+            names = points[0].metrics
             values = {name: statistics.fmean(point.metrics.get(name, math.nan) for point in points) for name in names}
             means.append(Point(kind, step, max(point.seconds for point in points), values))
         self.run.add_points(means, start=min((_begin(one.directory) for one in self.replicates), default=0.0))
@@ -256,18 +256,28 @@ class _ReplicateMirror:
             return 0
         self.result = read_replicate(self.store, self._config, self.run_id)
         result = self.store.read_json(self.run_id, "result.json") or {}
-        points = self._reader.read()
-        run = self._current(points, over=bool(result))
-        self.points |= {(point.kind, point.step): point for point in points}
+        points, damage = self._read_curves()
+        run = self._current(points, over=bool(result), whole=damage is None)
         added = run.add_points(points, start=_begin(self.directory))
+        for point in points:
+            averaged = {name: value for name, value in point.metrics.items() if name.startswith(AVERAGED)}
+            self.points[point.kind, point.step] = dataclasses.replace(point, metrics=averaged)
         self._describe(run)
         self._conclude(run, result)
+        if damage is not None:
+            raise damage  # the result stands all the same, as it does in the sweep's table
         self._seen = seen
         return added
 
-    def _current(self, points: Sequence[Point], over: bool) -> MirroredRun:
+    def _read_curves(self) -> tuple[list[Point], UserError | None]:
+        try:
+            return self._reader.read(), None
+        except UserError as error:
+            return [], error
+
+    def _current(self, points: Sequence[Point], over: bool, whole: bool) -> MirroredRun:
         """The run to write to; one that mirrors another training under the same id goes to MLflow's trash."""
-        if self._run is not None and not self._checked and self._run.contradicts(points, complete=over):
+        if self._run is not None and whole and not self._checked and self._run.contradicts(points, complete=over):
             self.client.delete_run(self._run.id)
             self._run = None
         if self._run is None:

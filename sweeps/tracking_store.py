@@ -115,8 +115,8 @@ def open_client(uri: str) -> MlflowClient:
         warnings.simplefilter("ignore")
         from mlflow.tracking import MlflowClient
 
-        for name in ("mlflow", "alembic"):
-            logging.getLogger(name).setLevel(logging.WARNING)
+        for name, level in (("mlflow", logging.WARNING), ("alembic", logging.WARNING), ("urllib3", logging.ERROR)):
+            logging.getLogger(name).setLevel(level)
         database = sqlite_path(uri)
         if database is not None:
             _prepare_database(database)
@@ -137,7 +137,14 @@ def _prepare_database(path: Path) -> None:
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
-    # MLflow tries again for two minutes, and complains on the terminal, where a database cannot be opened.
+    check_database(path)
+
+
+def check_database(path: Path) -> None:
+    """Raise sqlite3.Error where the file is no database or cannot be opened.
+
+    MLflow would try again for two minutes, and complain on the terminal meanwhile.
+    """
     with contextlib.closing(sqlite3.connect(path, timeout=10)) as connection:
         connection.execute("PRAGMA user_version").fetchone()
 

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -23,6 +24,7 @@ from sweeps.tracking_store import (
     ARTIFACTS,
     SETTINGS,
     VIEW,
+    check_database,
     plain_words,
     require_mlflow,
     resolve_uri,
@@ -152,6 +154,10 @@ def _database(uri: str, runs: Path) -> Path:
     if database is None:
         raise UserError("is a server's or a database's own", where=f"uri={uri}", hint="open it in the browser")
     if database.is_file():
+        try:
+            check_database(database)
+        except sqlite3.Error as error:
+            raise UserError(str(error), where=str(database), hint="remove it and `nmt sync` makes it anew") from error
         return database
     if any(runs.glob("*/s*/config.yaml")):
         raise UserError(
@@ -192,10 +198,7 @@ def _wait_for_answer(server: subprocess.Popen[bytes], address: str, log: Path) -
                 return
         except (urllib.error.URLError, OSError):
             time.sleep(0.1)
-    last = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()][-1:]
-    raise UserError(
-        f"MLflow's server did not start ({' '.join(last).strip() or 'no output'})", where="nmt ui", hint=f"see {log}"
-    )
+    raise UserError("MLflow's server did not start", where="nmt ui", hint=f"{log} says why")
 
 
 def _stop(server: subprocess.Popen[bytes]) -> None:

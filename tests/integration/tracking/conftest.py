@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import math
-import os
 import shutil
-import time
 from pathlib import Path
 
 import pytest
@@ -168,10 +167,10 @@ def runs(tmp_path: Path, empty_store: Path) -> Runs:
 
 @pytest.fixture
 def view(runs: Runs):
-    return lambda experiment="study@local": View(runs.root, experiment)
+    return lambda experiment="study@local", root=runs.root: View(root, experiment)
 
 
-def age(path: Path, seconds: float) -> None:
-    """Set a file's time back, so that a later write is seen as one."""
-    then = time.time() - seconds
-    os.utime(path, (then, then))
+@pytest.fixture
+def heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets pytest hear our loggers, whatever a sweep of an earlier test has done with them."""
+    monkeypatch.setattr(logging.getLogger("nmt"), "propagate", True)
