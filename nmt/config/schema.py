@@ -138,6 +138,7 @@ class InitialisationConfig:
 
     name: str = key("glorot_uniform", neutral="glorot_uniform", choices=("glorot_uniform", "uniform"))
     scale: float = key(0.04, neutral=0.04, above=0.0)
+    embedding_scale: float = key(0.0, neutral=0.0, minimum=0.0)
 
 
 @dataclass(frozen=True, kw_only=True)

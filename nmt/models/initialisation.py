@@ -66,7 +66,9 @@ def initialise(model: nn.Module, config: InitialisationConfig, seed: int) -> Non
 
     `glorot_uniform` is TensorFlow's default of early 2017 for every matrix, embedding and the vector of additive
     attention; `uniform` draws matrices and embeddings from U(-scale, scale) and that vector as before. Biases are
-    constants in both. A parameter that several modules share is drawn once, under its first name. A module without
+    constants in both. `embedding_scale`, where it is set, is the half-width of the embedding tables' distribution in
+    either: Glorot's shrinks with the vocabulary, and a tied model of 4,000 words hardly leaves the unigram stage with
+    it. A parameter that several modules share is drawn once, under its first name. A module without
     `first_values` (of another package) gets Glorot matrices and zero vectors.
     """
     drawn: set[int] = set()
@@ -77,16 +79,22 @@ def initialise(model: nn.Module, config: InitialisationConfig, seed: int) -> Non
                 continue
             drawn.add(id(parameter))
             draw = draws.get(name) or _usual(parameter)
+            address = f"{seed}/init/{path}.{name}" if path else f"{seed}/init/{name}"
+            scale = config.embedding_scale if isinstance(module, nn.Embedding) else 0.0
             with torch.no_grad():
-                parameter.copy_(_first_value(f"{path}.{name}" if path else name, parameter.shape, draw, config, seed))
+                parameter.copy_(_first_value(address, parameter.shape, draw, config, scale))
 
 
-def _first_value(name: str, shape: torch.Size, draw: Draw, config: InitialisationConfig, seed: int) -> Tensor:
+def _first_value(
+    address: str, shape: torch.Size, draw: Draw, config: InitialisationConfig, embedding_scale: float
+) -> Tensor:
     if isinstance(draw, Constant):
         value = torch.full(shape, draw.value)
         value[: draw.head_rows] = draw.head
         return value
-    unit = torch.empty(shape).uniform_(-1.0, 1.0, generator=stream(f"{seed}/init/{name}"))
+    unit = torch.empty(shape).uniform_(-1.0, 1.0, generator=stream(address))
+    if embedding_scale:
+        return unit * embedding_scale
     if config.name == "uniform" and len(shape) > 1:
         return unit * config.scale
     return unit * draw.limits(shape[0]).view(-1, *[1] * (len(shape) - 1))

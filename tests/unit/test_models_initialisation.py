@@ -120,3 +120,14 @@ def test_modules_of_other_packages_get_matrices_and_zero_vectors() -> None:
     foreign = drawn(nn.Linear(80, 50))
     assert_uniform(foreign["weight"], math.sqrt(6 / 130))
     assert not foreign["bias"].any()
+
+
+def test_embedding_scale_is_for_the_tables_alone() -> None:
+    plain = drawn(build_model(model_config(), 50, 60))
+    scaled = drawn(build_model(model_config(), 50, 60), InitialisationConfig(embedding_scale=0.3))
+    for name, before in plain.items():
+        if "embedding" in name:
+            limit = math.sqrt(6 / sum(before.shape))
+            assert torch.allclose(before / limit, scaled[name] / 0.3, atol=1e-6)
+        else:
+            assert torch.equal(before, scaled[name]), name
