@@ -213,9 +213,11 @@ def _candidates(log_probabilities: Tensor, k: int, finished: Tensor) -> tuple[Te
 def _largest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The `k` largest values of the last dimension and their places; of equal values the first ones."""
     largest, places = values.topk(min(k + 1, values.shape[-1]), dim=-1)
-    # topk chooses freely among equals, which shows where they stand on both sides of the cut.
-    if largest.shape[-1] > k and bool((largest[..., k - 1] == largest[..., k]).any()):
-        largest, places = values.sort(dim=-1, descending=True, stable=True)
+    if largest.shape[-1] > k:
+        # topk chooses freely among equals, which shows where they stand on both sides of the cut.
+        tied = (largest[..., k - 1] == largest[..., k]).nonzero(as_tuple=True)
+        if len(tied[0]):
+            places[tied] = values[tied].sort(dim=-1, descending=True, stable=True).indices[:, : k + 1]
     return largest[..., :k], places[..., :k]
 
 
