@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 KIND, CONFIGURATION, RUN_ID, STATE = "nmt.kind", "nmt.configuration", "nmt.run_id", "nmt.state"
+MEMBERS = "nmt.replicates"
 STATUS = {
     "queued": "SCHEDULED",
     "running": "RUNNING",
@@ -134,24 +135,21 @@ class _ConfigurationMirror:
         group: ConfigurationGroup,
         known: Mapping[tuple[str, str], Run],
     ):
-        self.group = group
-        config = from_dict(group.config)
-        key = group.key
-        tags = {KIND: "configuration", CONFIGURATION: key, "nmt.train_id": group.train_id, "mlflow.user": _user()}
-        run = known.get((key, ""))
-        if run is None:
-            start = min((_begin(store.directory(run_id)) for run_id in group.run_ids), default=time.time())
-            run = _create_run(client, experiment_id, start, group.label, tags | _source("nmt sweep"))
-        self.run = MirroredRun(client, run)
+        self.client, self.store, self.group = client, store, group
+        self._experiment_id, self._config, self._key = experiment_id, from_dict(group.config), group.key
+        self.metric = self._config.validation.metric
+        self._members = ", ".join(sorted(group.run_ids))
+        run = known.get((self._key, ""))
+        self.run = self._create() if run is None else MirroredRun(client, run)
         self.run.set_name(group.label)
-        self.run.set_params(parameters_of(config))
-        self.metric = config.validation.metric
         self.replicates = [
-            _ReplicateMirror(client, store, experiment_id, self.run, key, run_id, config, known)
+            _ReplicateMirror(client, store, experiment_id, self.run, self._key, run_id, self._config, known)
             for run_id in group.run_ids
         ]
-        self._config_stored = False
+        self._config_stored, self._summarised = False, False
         self._averaged: set[tuple[str, int]] = set()
+        if self.run.tags.get(MEMBERS) != self._members:
+            self._renew()
 
     def update(self, damaged: dict[str, str]) -> int:
         """Write what is new; returns the number of points of curves."""
@@ -162,8 +160,38 @@ class _ConfigurationMirror:
                 damaged.pop(replicate.run_id, None)
             except UserError as error:
                 damaged[replicate.run_id] = str(error)
-        self._summarise()
+        if any(replicate.replaced for replicate in self.replicates):
+            self._renew()
+        if not self._summarised or any(replicate.changed for replicate in self.replicates):
+            self._summarise()
+            self._summarised = True
         return points
+
+    def _create(self) -> MirroredRun:
+        directories = [self.store.directory(run_id) for run_id in self.group.run_ids]
+        start = min(map(_begin, directories), default=time.time())
+        tags = {
+            KIND: "configuration",
+            CONFIGURATION: self._key,
+            MEMBERS: self._members,
+            "nmt.train_id": self.group.train_id,
+            "mlflow.user": _user(),
+        }
+        run = _create_run(self.client, self._experiment_id, start, self.group.label, tags | _source("nmt sweep"))
+        run.set_params(parameters_of(self._config))
+        return run
+
+    def _renew(self) -> None:
+        """Put a fresh run in the place of the configuration's, for MLflow cannot change a point of its mean curves.
+
+        They change when replicates are added, and when one was trained anew.
+        """
+        self.client.delete_run(self.run.id)
+        self.run = self._create()
+        for replicate in self.replicates:
+            replicate.move_to(self.run)
+        self._config_stored, self._summarised = False, False
+        self._averaged.clear()
 
     def _summarise(self) -> None:
         self._summarise_curves()
@@ -172,10 +200,10 @@ class _ConfigurationMirror:
         for name in dict.fromkeys(name for result in done for name in result.metrics):
             found = describe(result.metrics.get(name) for result in done)
             assert found is not None
-            numbers = {"mean": found.mean, "sd": found.sd, "max": found.max}
-            metrics |= {f"{name}_{form}": _short(number) for form, number in numbers.items()}
             metrics[f"test/decode/{name}"] = found.mean
             if name == self.metric:
+                numbers = {"mean": found.mean, "sd": found.sd, "max": found.max}
+                metrics |= {f"{name}_{form}": _short(number) for form, number in numbers.items()}
                 spread = "" if found.sd is None else f" ± {found.sd:.2f}"
                 self.run.set_tags({name: f"{found.mean:.2f}{spread} ({found.max:.2f})"})
         metrics["parameters"] = next((one.parameters for one in done if one.parameters is not None), None)
@@ -240,6 +268,7 @@ class _ReplicateMirror:
         self._reader = CurveReader(self.directory / "metrics.jsonl")
         self._run = MirroredRun(client, known[key, run_id]) if (key, run_id) in known else None
         self._checked = False
+        self.changed = self.replaced = False
         self._seen: tuple[Any, ...] = ()
         self._stored: tuple[Any, ...] = ()
 
@@ -252,7 +281,8 @@ class _ReplicateMirror:
         """Write what is new; returns the number of points of curves. Raises UserError for a damaged directory."""
         self.status = self.store.status(self.run_id)
         seen = (self.status.state, *_stamps(self.directory))
-        if seen == self._seen or not (self.directory / "config.yaml").exists():
+        self.changed, self.replaced = seen != self._seen, False
+        if not self.changed or not (self.directory / "config.yaml").exists():
             return 0
         self.result = read_replicate(self.store, self._config, self.run_id)
         result = self.store.read_json(self.run_id, "result.json") or {}
@@ -269,6 +299,12 @@ class _ReplicateMirror:
         self._seen = seen
         return added
 
+    def move_to(self, parent: MirroredRun) -> None:
+        """Become a child of another run."""
+        self._parent = parent
+        if self._run is not None:
+            self._run.set_tags({"mlflow.parentRunId": parent.id})
+
     def _read_curves(self) -> tuple[list[Point], UserError | None]:
         try:
             return self._reader.read(), None
@@ -279,7 +315,7 @@ class _ReplicateMirror:
         """The run to write to; one that mirrors another training under the same id goes to MLflow's trash."""
         if self._run is not None and whole and not self._checked and self._run.contradicts(points, complete=over):
             self.client.delete_run(self._run.id)
-            self._run = None
+            self._run, self.replaced = None, True
         if self._run is None:
             tags = {
                 KIND: "replicate",
@@ -290,8 +326,7 @@ class _ReplicateMirror:
             }
             name = f"{self._parent.name} · seed {self._config.seed}"
             start = _begin(self.directory)
-            run = _create_run(self.client, self._experiment_id, start, name, tags | _source("nmt train"))
-            self._run = MirroredRun(self.client, run)
+            self._run = _create_run(self.client, self._experiment_id, start, name, tags | _source("nmt train"))
             self._run.set_params(parameters_of(self._config) | {"seed": str(self._config.seed)})
         self._checked = True
         return self._run
@@ -318,6 +353,7 @@ class _ReplicateMirror:
         tags = {STATE: self.status.state, "nmt.directory": str(self.directory)}
         run.set_tags(tags | ({"nmt.error": self.status.error} if self.status.error else {}))
         if result:
+            run.set_tags({"nmt.timing": str(result.get("timing") or "")})
             run.set_metrics(self._final_metrics(result))
         if status not in OVER:
             run.go_on(status)
@@ -401,9 +437,9 @@ def _stamp(path: Path) -> tuple[int, int] | None:
     return found.st_mtime_ns, found.st_size
 
 
-def _create_run(client: MlflowClient, experiment_id: str, start: float, name: str, tags: dict[str, str]) -> Run:
-    run = client.create_run(experiment_id, int(start * 1000), tags, name)
-    return client.get_run(run.info.run_id)
+def _create_run(client: MlflowClient, experiment: str, start: float, name: str, tags: dict[str, str]) -> MirroredRun:
+    run = client.create_run(experiment, int(start * 1000), tags, name)
+    return MirroredRun(client, client.get_run(run.info.run_id))
 
 
 def _begin(directory: Path) -> float:

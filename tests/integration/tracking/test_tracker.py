@@ -126,7 +126,8 @@ def test_another_training_under_the_same_id_takes_the_place_of_the_first(runs, v
     runs.tracker(group).close()
     seen = view()
     (child,) = seen.children().values()
-    assert seen.curve(child) == [(step, 7.0) for step in range(10, 101, 10)]
+    assert seen.curve(child) == seen.curve(seen.parents()["additive"]) == [(step, 7.0) for step in range(10, 101, 10)]
+    assert child.data.tags["mlflow.parentRunId"] == seen.parents()["additive"].info.run_id
     assert seen.parents()["additive"].data.metrics["bleu_mean"] == 20.0
 
 
@@ -167,7 +168,10 @@ def test_replicates_added_later_join_their_configuration(runs, view) -> None:
         runs.tracker(runs.group(config, range(1, seed + 1))).close()
     seen = view()
     assert len(seen.parents()) == 1 and len(seen.children()) == 2
-    assert seen.parents()["additive"].data.metrics["bleu_mean"] == 31.0
+    parent = seen.parents()["additive"]
+    assert parent.data.metrics["bleu_mean"] == 31.0
+    assert seen.curve(parent, "val/decode/bleu") == [(100, 32.0)]  # the mean of both, not that of the first as well
+    assert {child.data.tags["mlflow.parentRunId"] for child in seen.children().values()} == {parent.info.run_id}
 
 
 def test_one_training_with_two_searches_is_two_configurations(runs, view) -> None:
