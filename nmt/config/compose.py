@@ -38,7 +38,7 @@ def compose(overrides: Sequence[str] = (), conf: Path | None = None) -> RunConfi
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(conf), version_base="1.3"):
-            composed = hydra_compose("config", overrides=list(overrides))
+            composed = hydra_compose("config", overrides=[_permit_new_entry(text) for text in overrides])
         config = OmegaConf.to_object(composed)
     except yaml.YAMLError as error:
         raise yaml_error(error, conf) from error
@@ -164,7 +164,7 @@ def _refuse_unknown_keys(overrides: Sequence[str], conf: Path) -> None:
                     allowed=known_groups[name],
                     hint=did_you_mean(value, known_groups[name]),
                 )
-        elif name not in keys and not any(name.startswith(f"{k}.") for k in keys if _is_free_mapping(k)):
+        elif name not in keys and not _is_in_free_mapping(name):
             hint = did_you_mean(name, keys | set(known_groups)) or "`nmt train --help` lists groups and keys"
             raise UserError("unknown key", where=name, hint=hint)
 
@@ -174,13 +174,19 @@ def _free_mappings() -> frozenset[str]:
     return frozenset(name for name, field in _walk(RunConfig, "") if field.default_factory is dict)
 
 
-def _is_free_mapping(name: str) -> bool:
-    return name in _free_mappings()
+def _is_in_free_mapping(name: str) -> bool:
+    return any(name == mapping or name.startswith(f"{mapping}.") for mapping in _free_mappings())
+
+
+def _permit_new_entry(override: str) -> str:
+    # Hydra adds an entry to a mapping only where told to; what these mappings may hold is their component's business.
+    return f"++{override}" if _is_in_free_mapping(override.partition("=")[0]) else override
 
 
 def _first_sentence(error: Exception) -> str:
+    error = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = " ".join(line for line in lines if not line.startswith(("full_key", "object_type", "See https")))
+    text = " ".join(line for line in lines if not line.startswith(("full_key", "object_type", "reference_type", "See https")))
     return text or type(error).__name__
 
 

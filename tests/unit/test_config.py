@@ -39,6 +39,14 @@ def test_the_published_factor_keeps_its_order_at_every_scale() -> None:
         assert sizes == sorted(set(sizes))
 
 
+def test_options_of_a_component_take_new_entries() -> None:
+    config = compose(["data.options.train_size=7", "data.options.fresh=1", "data.checksums={a.gz: abc}"])
+    assert config.data.options["train_size"] == 7
+    assert config.data.options["fresh"] == 1
+    assert config.data.options["max_length"] == 20
+    assert config.data.checksums == {"a.gz": "abc"}
+
+
 def test_a_config_survives_plain_data() -> None:
     config = compose(["experiment=t5_none_state"])
     assert from_dict(to_dict(config)) == config
@@ -51,7 +59,7 @@ MISTAKES: list[tuple[list[str], list[str]]] = [
     (["model.encoder.layers=0"], ["model.encoder.layers", ">= 1"]),
     (["model.encoder.cell.dropout_input=1.5"], ["model.encoder.cell.dropout_input", "< 1"]),
     (["search.beam=0"], ["search.beam", ">= 1"]),
-    (["search.beam=many"], ["search.beam", "many"]),
+    (["search.beam=many"], ["search.beam", "'many'", "Integer"]),
     (["+extra=1"], ["+extra=1", "schema is fixed"]),
     (["seed"], ["seed", "key=value"]),
     (["training.precision=fp61"], ["training.precision", "fp32, bf16"]),
