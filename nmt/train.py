@@ -90,8 +90,9 @@ def _train(
             stopped = dataclasses.replace(store.status(run_id), state="interrupted")
             store.set_status(run_id, stopped)
             return RunOutcome(run_id, "interrupted", trained=True)
-    if test_record(config, store) is None:
-        evaluate_run(store, run_id, config.search, device=config.device)
+    has_test = config.data.kind != "files" or bool(config.data.test.source)
+    if has_test and test_record(config, store) is None:
+        evaluate_run(store, run_id, config=config)
     state = str(result["state"])
     store.set_status(run_id, dataclasses.replace(store.status(run_id), state=state, error=""))
     return RunOutcome(run_id, state, str(result["reason"]), trained)
