@@ -65,10 +65,11 @@ def main(argv: Sequence[str]) -> int:
     runs = runs_directory(options.runs)
     uri = resolve_uri(options.uri, runs)
     database = _database(uri, runs)
+    port = free_port(options.port)
     sys.stderr.write("starting MLflow's server\n")
     previous = signal.signal(signal.SIGTERM, signal.default_int_handler)  # a stop in any form stops the server too
     try:
-        with serve(uri, database, options.port) as (address, server):
+        with serve(uri, database, port) as (address, server):
             sys.stdout.write(_welcome(address, list_experiments(address)))
             sys.stdout.flush()
             code = server.wait()
@@ -86,9 +87,8 @@ def main(argv: Sequence[str]) -> int:
 def serve(uri: str, database: Path, port: int) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """A server over an sqlite store: its address and process once it answers; stopped at the end.
 
-    Raises UserError for a port that is taken and for a server that does not start.
+    Raises UserError where the server does not start.
     """
-    port = _free_port(port)
     address = f"http://{HOST}:{port}"
     command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"]
     command += ["--backend-store-uri", uri, "--artifacts-destination", database.with_name(ARTIFACTS).as_uri()]
@@ -167,7 +167,7 @@ def _database(uri: str, runs: Path) -> Path:
     raise UserError("there are no runs yet", where=str(runs), hint=hint)
 
 
-def _free_port(port: int) -> int:
+def free_port(port: int) -> int:
     """The port itself if it can be had, any for 0. Raises UserError, with the next free one, where it is taken."""
     if port > 65535:
         raise UserError(f"{port} is out of range", where="port", allowed=["0 to 65535"])
