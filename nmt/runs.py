@@ -212,6 +212,8 @@ class LocalRunStore:
                     where=run_id,
                     hint="wait for it, or stop it; the same command then resumes",
                 )
+            for leftover in path.parent.rglob(".*.tmp"):  # what a killed process was writing
+                leftover.unlink(missing_ok=True)
             yield
 
     def is_claimed(self, run_id: str) -> bool:

@@ -186,7 +186,9 @@ def _permit_new_entry(override: str) -> str:
 def _first_sentence(error: Exception) -> str:
     error = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = " ".join(line for line in lines if not line.startswith(("full_key", "object_type", "reference_type", "See https")))
+    text = " ".join(
+        line for line in lines if not line.startswith(("full_key", "object_type", "reference_type", "See https"))
+    )
     return text or type(error).__name__
 
 

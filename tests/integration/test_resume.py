@@ -80,7 +80,12 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return found
 
 
-KILLS = ["slot:1", "slot:8", "slot:18", "checkpoint:6", "checkpoint:9", "checkpoint:18", "evaluation:12", "recorded:12"]
+SAMPLED = ["slot:8", "checkpoint:9", "evaluation:12", "recorded:12"]
+ALL = [f"slot:{step}" for step in (1, 2, 6, 7, 9, 10, 12, 18)] + [
+    *(f"checkpoint:{step}" for step in (6, 12, 18)),
+    *(f"{point}:{step}" for point in ("evaluation", "recorded") for step in (6, 18)),
+]
+KILLS = [*SAMPLED, *(pytest.param(point, marks=pytest.mark.exhaustive) for point in ALL)]
 
 
 @pytest.mark.parametrize("point", KILLS)
