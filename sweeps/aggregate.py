@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -116,14 +117,20 @@ def aggregate_row(row: PlannedRow, replicates: Sequence[Replicate]) -> RowResult
 
 
 def describe(values: Iterable[float | None]) -> Statistics | None:
-    """Statistics of the values that are there; None where none is."""
+    """Statistics of the values that are there; None where none is.
+
+    A diverged replicate may bring a NaN or an infinity, and the figures then say so instead of leaving it out.
+    """
     known = [float(value) for value in values if value is not None]
     if not known:
         return None
+    if any(map(math.isnan, known)):
+        known = [math.nan] * len(known)
+    spread = statistics.stdev(known) if all(map(math.isfinite, known)) and len(known) > 1 else math.nan
     return Statistics(
         n=len(known),
         mean=statistics.fmean(known),
-        sd=statistics.stdev(known) if len(known) > 1 else None,
+        sd=spread if len(known) > 1 else None,
         median=statistics.median(known),
         min=min(known),
         max=max(known),

@@ -22,7 +22,7 @@ from types import FrameType
 
 from nmt.config.schema import ExecutorConfig
 from nmt.runs import RunStore
-from sweeps.executors.placement import place
+from sweeps.executors.placement import available_cores, place
 from sweeps.worker import Outcome, WorkItem, record_failure, run_work_item
 
 POLL_SECONDS = 0.5
@@ -57,7 +57,7 @@ class InlineExecutor:
 
     def execute(self, items: Sequence[WorkItem], on_poll: Callable[[], None]) -> None:
         """Run all items; see `sweeps.executors.placement.Executor`."""
-        placement = place(self.config, items, cores=len(os.sched_getaffinity(0)))
+        placement = place(self.config, items, cores=available_cores())
         placed = [placement.place(item) for item in items]
         if self.in_process:
             self._here(placed, on_poll)

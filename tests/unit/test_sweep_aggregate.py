@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 from finished_runs import decode, finish
+from hypothesis import given
+from hypothesis import strategies as st
 
 from nmt.runs import LocalRunStore, RunStatus
 from sweeps.aggregate import Statistics, aggregate, describe
@@ -23,6 +26,25 @@ def test_statistics_by_hand() -> None:
     assert describe([9, 1, None, 4, 2]) == expected
     assert describe([7.5]) == Statistics(n=1, mean=7.5, sd=None, median=7.5, min=7.5, max=7.5)
     assert describe([None]) is None
+
+
+def test_what_is_not_finite_is_said_and_not_left_out() -> None:
+    with_nan, with_infinity = describe([1.0, math.nan, 2.0]), describe([1.0, math.inf, 2.0])
+    assert with_nan is not None
+    assert with_infinity is not None
+    assert (with_nan.n, with_infinity.n) == (3, 3)
+    assert all(math.isnan(value) for value in (with_nan.mean, with_nan.sd, with_nan.min, with_nan.max))  # type: ignore[arg-type]
+    assert (with_infinity.mean, with_infinity.max, with_infinity.median) == (math.inf, math.inf, 2.0)
+    assert math.isnan(with_infinity.sd)  # type: ignore[arg-type]
+
+
+@given(st.lists(st.floats(0, 100), min_size=2, max_size=9))
+def test_statistics_agree_with_numpy_in_any_order(values: list[float]) -> None:
+    described = describe(reversed(values))
+    assert described is not None
+    assert described.mean == pytest.approx(np.mean(values))
+    assert described.sd == pytest.approx(np.std(values, ddof=1), abs=1e-6)
+    assert (described.min, described.median, described.max) == (min(values), np.median(values), max(values))
 
 
 def test_a_row_sums_up_its_complete_replicates() -> None:
