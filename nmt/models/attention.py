@@ -51,7 +51,8 @@ class Attention(nn.Module):
         """
         scores = self.score(self.query(query), memory.keys)
         lowest = torch.finfo(scores.dtype).min
-        weights = torch.where(memory.mask.unsqueeze(1), scores, lowest).softmax(dim=-1)
+        # The gradient of `softmax` has other bits for other numbers of threads; that of `log_softmax` does not.
+        weights = torch.where(memory.mask.unsqueeze(1), scores, lowest).log_softmax(dim=-1).exp()
         return torch.bmm(weights, memory.values), weights
 
     def score(self, query: Tensor, keys: Tensor) -> Tensor:

@@ -96,3 +96,22 @@ def test_memory_has_the_batch_first() -> None:
     memory = make("additive").keys(tensors()[0], LENGTHS)
     assert isinstance(memory, Memory)
     assert [tuple(t.shape) for t in memory] == [(2, 5, 4), (2, 5, 6), (2, 5)]
+
+
+@pytest.mark.parametrize("time", [8, 24, 30, 40])
+def test_gradients_have_the_same_bits_for_any_number_of_threads(time: int) -> None:
+    """`torch.softmax`, for one, splits its gradient among threads in a way that shows."""
+    found = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        torch.manual_seed(time)
+        config = AttentionConfig(name="additive", units=64)
+        attention = reference.randomised(registry.lookup("attention", "additive", "attention.name")(config, 64, 64))
+        outputs = torch.randn(time, 128, 64, requires_grad=True)
+        query = torch.randn(128, 1, 64, requires_grad=True)
+        memory = attention.keys(outputs, torch.full((128,), time))
+        context, _ = attention.attend(query, memory)
+        context.backward(torch.randn(128, 1, 64))
+        found.append((context.detach(), outputs.grad, query.grad))
+    for other in found[1:]:
+        assert all(torch.equal(one, two) for one, two in zip(found[0], other, strict=True))
