@@ -3,6 +3,7 @@
 title: what the sweep is about, in a few words
 replicates: 2                  # replicates of each row; absent: as the scale says
 baseline: additive             # label of the row that the others are compared with; optional
+published_source: a paper      # where the published numbers stand, and what exactly they are; optional
 overrides: [data=toy_copy]     # config overrides of all rows
 rows:
   - label: additive            # name in tables and pictures, unique
@@ -21,7 +22,7 @@ from typing import Any
 from nmt.config.compose import CONF, read_yaml
 from nmt.errors import UserError, did_you_mean
 
-SWEEP_KEYS = ("title", "replicates", "baseline", "overrides", "rows")
+SWEEP_KEYS = ("title", "replicates", "baseline", "published_source", "overrides", "rows")
 ROW_KEYS = ("label", "experiment", "overrides", "published")
 PUBLISHED_KEYS = ("mean", "std", "max", "params_M")
 ROW_OWNED = ("experiment", "label")  # what a row says itself, and no override may say for all rows
@@ -56,6 +57,7 @@ class SweepSpec:
     rows: tuple[RowSpec, ...]
     replicates: int | None = None
     baseline: str | None = None
+    published_source: str = ""
     overrides: tuple[str, ...] = ()
 
 
@@ -105,6 +107,7 @@ def _read_spec(path: Path) -> SweepSpec:
         rows=rows,
         replicates=_replicates(data, str(path)),
         baseline=baseline or None,
+        published_source=_text(data, "published_source", str(path), required=False),
         overrides=_overrides(data, str(path)),
     )
 

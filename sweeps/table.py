@@ -58,7 +58,7 @@ def make_table(plan: SweepPlan, results: Sequence[RowResult]) -> Table:
         rows=tuple(zip(*(cells for _, _, cells in shown), strict=True)),
         numeric=tuple(numeric for _, numeric, _ in shown),
         legend=tuple(f"{letters[text]}: {text}" for text in texts),
-        notes=tuple(_notes(results, metric)),
+        notes=tuple(_notes(plan, results, metric)),
     )
 
 
@@ -163,11 +163,13 @@ def _record(row: RowResult, metrics: Sequence[str]) -> dict[str, object]:
     return record
 
 
-def _notes(results: Sequence[RowResult], metric: str) -> list[str]:
+def _notes(plan: SweepPlan, results: Sequence[RowResult], metric: str) -> list[str]:
     notes = ["mean ± sd (max) over n replicates; sd in the sample form (n - 1)"]
     signature = next((r.signatures[metric] for row in results for r in row.complete if metric in r.signatures), "")
     if signature:
         notes.append(f"{metric}: {signature}")
+    if plan.spec.published_source and any(row.published for row in results):
+        notes.append(f"published: {plan.spec.published_source}")
     if any(row.log_perplexity for row in results):
         notes.append("log-ppl: teacher-forced, nats per target token of the validation split, at the chosen checkpoint")
     if any(row.convergence_seconds for row in results):

@@ -13,6 +13,7 @@ GOOD = """\
 title: Two rows
 replicates: 3
 baseline: B
+published_source: a paper
 overrides: [data=toy_translation]
 rows:
   - {label: A, experiment: t2_lstm, overrides: [training.max_steps=7], published: {mean: 22.22, std: 0.08}}
@@ -32,6 +33,7 @@ def test_a_good_file_is_read_whole(tmp_path: Path) -> None:
         title="Two rows",
         replicates=3,
         baseline="B",
+        published_source="a paper",
         overrides=("data=toy_translation",),
         rows=(
             RowSpec(

@@ -23,6 +23,7 @@ SPEC = SweepSpec(
     title="A | B",
     replicates=2,
     baseline="B",
+    published_source="a paper, table 2",
     rows=(
         RowSpec(label="A|x", experiment="t2_lstm", published=Published(mean=22.22, std=0.08, max=22.33)),
         RowSpec(label="B"),
@@ -60,6 +61,7 @@ def test_cells_say_mean_sd_and_max(plan: SweepPlan) -> None:
     assert "batch.size" in legend
     assert "b: tok/s and conv. s of runs that shared the machine" in legend
     assert "c: 1 of 2 replicates missing" in legend
+    assert "published: a paper, table 2" in table.notes
     assert statistics_cell(None) == "–"
 
 
