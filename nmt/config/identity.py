@@ -48,13 +48,15 @@ def training_identity(config: RunConfig) -> dict[str, Any]:
 
 
 def text_identity(data: DataConfig, splits: tuple[str, ...]) -> dict[str, Any]:
-    """What says which text is meant: declared checksums for a named corpus, else the hash of the files' content.
+    """What says which text is meant: the declared recipe or checksums of a named corpus, else the files' content.
 
-    Raises UserError where files without declared checksums are missing.
+    So the runs of a named corpus can be planned where it does not lie. Raises UserError where other files are missing.
     """
     if data.kind == "generated":
         return {"generator": data.generator, "options": dict(data.options), "version": data.version}
     names = [name for split in splits for side in ("source", "target") for name in getattr(getattr(data, split), side)]
+    if data.recipe:
+        return {"recipe": data.recipe, "files": names, "version": data.version}
     if all(name in data.checksums for name in names):
         sums = {name: data.checksums[name] for name in names}
     else:
@@ -75,7 +77,7 @@ def canonical(config: Any, roles: set[str]) -> dict[str, Any]:
             inner = canonical(value, roles)
             if inner:
                 form[field.name] = inner
-        elif field.name == "checksums":
+        elif field.name in ("checksums", "recipe"):
             continue  # part of `text_identity`, by the files that are used
         elif field.metadata["neutral"] is None or value != field.metadata["neutral"]:
             form[field.name] = value

@@ -54,6 +54,7 @@ class DataConfig:
     validation: SplitConfig = section(SplitConfig)
     test: SplitConfig = section(SplitConfig, role=DECODE)
     checksums: dict[str, str] = key(dict, neutral={})
+    recipe: str = key("", neutral="")
     version: int = key(1, neutral=1, minimum=1)
     lowercase: bool = key(False, neutral=False)
     moses: bool = key(False, neutral=False)

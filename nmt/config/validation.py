@@ -9,6 +9,7 @@ from typing import Any
 from nmt import registry
 from nmt.config.schema import RunConfig
 from nmt.errors import UserError, did_you_mean
+from nmt.training.faults import Faults
 
 
 def validate(config: RunConfig) -> None:
@@ -151,4 +152,8 @@ def _schedule(config: RunConfig) -> None:
             raise UserError(f"must be at least 1 with schedule {schedule.name}", where=f"schedule.{name}")
 
 
-_RULES = (_slots, _attention_and_bridge, _sharing, _data, _tokenizer, _validation, _search, _schedule)
+def _faults(config: RunConfig) -> None:
+    Faults(config.faults)
+
+
+_RULES = (_faults, _slots, _attention_and_bridge, _sharing, _data, _tokenizer, _validation, _search, _schedule)

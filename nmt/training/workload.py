@@ -99,7 +99,7 @@ def fresh_model(config: RunConfig, prepared: PreparedData) -> Seq2Seq:
 def optimizer_spec(config: RunConfig) -> OptimizerSpec:
     """The update rule of a run and the options that it takes."""
     optimizer = config.optimizer
-    options = {
+    options: dict[str, dict[str, Any]] = {
         "adam": {
             "beta1": optimizer.beta1,
             "beta2": optimizer.beta2,

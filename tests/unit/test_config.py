@@ -112,7 +112,7 @@ def test_placement_and_decoding_are_no_part_of_training_identity() -> None:
     ]
     for override in same:
         assert train_id(compose([override])) == base, override
-    for override in ("validation.search.beam=2", "batch.size=64", "training.max_steps=7", "loss.label_smoothing=0.1"):
+    for override in ("validation.search.beam=2", "batch.size=65", "training.max_steps=7", "loss.label_smoothing=0.1"):
         assert train_id(compose([override])) != base, override
 
 
@@ -134,7 +134,7 @@ def test_every_key_of_role_train_changes_the_identity() -> None:
     def walk(section_: Any, rebuild: Any) -> None:
         nonlocal seen
         for field in dataclasses.fields(section_):
-            if field.metadata.get("role", TRAIN) != TRAIN or field.name in ("checksums", "kind", "version"):
+            if field.metadata.get("role", TRAIN) != TRAIN or field.name in ("checksums", "recipe", "kind", "version"):
                 continue
             value = getattr(section_, field.name)
             if dataclasses.is_dataclass(value):
@@ -164,6 +164,42 @@ def test_a_new_key_at_its_neutral_value_orphans_no_run() -> None:
 
     assert canonical(After(zoneout=0.0), {TRAIN}) == canonical(Before(), {TRAIN})
     assert canonical(After(), {TRAIN}) == {"units": 3, "zoneout": 0.5}
+
+
+def test_a_named_corpus_is_known_by_its_recipe_or_checksums_wherever_it_lies() -> None:
+    for data in ("wmt15_en_de", "multi30k_en_de"):
+        base = train_id(compose([f"data={data}", "tokenizer=bpe32k"]))
+        assert train_id(compose([f"data={data}", "tokenizer=bpe32k", "data.dir=elsewhere"])) == base
+        assert train_id(compose([f"data={data}", "tokenizer=bpe32k", "data.version=2"])) != base
+        assert (
+            train_id(compose([f"data={data}", "tokenizer=bpe32k", "data.test.source=[]", "data.test.target=[]"]))
+            == base
+        )
+    recipes = [train_id(compose(["data=wmt15_en_de", "tokenizer=bpe32k", f"data.recipe={r}"])) for r in ("a", "b")]
+    assert recipes[0] != recipes[1]
+
+
+# The identity of every checked-in experiment. A changed line here means that earlier runs are not found any more: change
+# it on purpose only, and say so in CHANGELOG.md.
+PINNED = {
+    ("baseline", "local"): "b274ee763cd4",
+    ("baseline", "published"): "1bbe0def38a9",
+    ("t2_lstm", "local"): "0182c7cb7506",
+    ("t2_lstm", "published"): "b6531e8ee2be",
+    ("t5_add_512", "local"): "2406de1fc5b4",
+    ("t5_add_512", "published"): "47b23fa488c2",
+    ("t5_none_state", "local"): "ea332169e8fe",
+    ("t5_none_state", "published"): "79a72b9fbcde",
+}
+
+
+def test_every_experiment_has_its_pinned_identity() -> None:
+    found = {
+        (experiment, scale): train_id(compose([f"experiment={experiment}", f"scale={scale}"]))
+        for experiment in groups()["experiment"]
+        for scale in ("local", "published")
+    }
+    assert found == PINNED
 
 
 def test_run_ids_name_configuration_and_seed() -> None:
