@@ -6,6 +6,7 @@ import dataclasses
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from nmt.arguments import option, parse
@@ -17,7 +18,7 @@ from nmt.errors import UserError
 from nmt.runs import LocalRunStore, RunStatus, RunStore
 
 if TYPE_CHECKING:
-    from nmt.training.trainer import Observer
+    from nmt.training.observers import Observer
 
 EXIT_CODES = {"finished": 0, "diverged": 3, "interrupted": 75}
 
@@ -40,11 +41,13 @@ def train(config: RunConfig, *, timing: str = "exclusive", observer: Observer | 
     Parameters
     ----------
     timing: `exclusive` where no other run shares the machine, else `shared`; recorded with every time.
-    observer: told of steps and evaluations.
+    observer: told of steps and evaluations, and of what else takes long.
 
     Raises UserError for what a person can mend, RunBusyError where another process trains the run. Any other exception
     is recorded in status.json as state `failed` and raised again.
     """
+    from nmt.training.observers import SilentObserver
+
     store = LocalRunStore(config.paths.runs)
     run_id = run_id_of(config)
     with store.claim(run_id):
@@ -57,7 +60,7 @@ def train(config: RunConfig, *, timing: str = "exclusive", observer: Observer | 
             latest=before.latest,
         )
         try:
-            return _train(config, store, run_id, status, timing, observer)
+            return _train(config, store, run_id, status, timing, observer or SilentObserver())
         except Exception as error:
             line = f"{type(error).__name__}: {error}" if not isinstance(error, UserError) else str(error)
             failed = dataclasses.replace(store.status(run_id), state="failed", error=line, attempts=status.attempts)
@@ -75,7 +78,7 @@ def test_record(config: RunConfig, store: RunStore) -> dict[str, Any] | None:
 
 
 def _train(
-    config: RunConfig, store: RunStore, run_id: str, status: RunStatus, timing: str, observer: Observer | None
+    config: RunConfig, store: RunStore, run_id: str, status: RunStatus, timing: str, observer: Observer
 ) -> RunOutcome:
     from nmt.evaluate import evaluate_run
     from nmt.training.trainer import Interrupted
@@ -92,14 +95,14 @@ def _train(
             return RunOutcome(run_id, "interrupted", trained=True)
     has_test = config.data.kind != "files" or bool(config.data.test.source)
     if has_test and test_record(config, store) is None:
-        evaluate_run(store, run_id, config=config)
+        evaluate_run(store, run_id, config=config, progress=partial(observer.working, "decoding the test split"))
     state = str(result["state"])
     store.set_status(run_id, dataclasses.replace(store.status(run_id), state=state, error=""))
     return RunOutcome(run_id, state, str(result["reason"]), trained)
 
 
 def _fit(
-    config: RunConfig, store: RunStore, run_id: str, status: RunStatus, timing: str, observer: Observer | None
+    config: RunConfig, store: RunStore, run_id: str, status: RunStatus, timing: str, observer: Observer
 ) -> dict[str, Any]:
     """Train to the end and write result.json."""
     from nmt import registry
@@ -107,14 +110,13 @@ def _fit(
     from nmt.environment import describe_environment
     from nmt.models.parameters import count_parameters
     from nmt.training.checkpoint import checkpoint_name
-    from nmt.training.console import SilentObserver
     from nmt.training.device import peak_memory_bytes, prepare_device
     from nmt.training.trainer import Trainer
     from nmt.training.validation import Validation
     from nmt.training.workload import workload_spec
 
     device = prepare_device(config)
-    prepared = prepare(config)
+    prepared = prepare(config, observer.working)
     _check_fingerprint(store, run_id, prepared.fingerprint)
     environment = describe_environment(device) | {"fingerprint": prepared.fingerprint, "data": prepared.report}
     for name in TOKENIZER_FILES:  # a run can translate without its corpus
@@ -135,7 +137,7 @@ def _fit(
             vocabulary=prepared.target_tokenizer.size,
             timing=timing,
             status=status,
-            observer=observer or SilentObserver(),
+            observer=observer,
         )
         state, reason = trainer.run()
         with strategy.evaluation_model() as model:
@@ -223,7 +225,8 @@ def _train_in_foreground(config: RunConfig, run_id: str) -> int:
     from rich.console import Console
 
     from nmt import registry
-    from nmt.training.console import ConsoleObserver, Observers, TrackerObserver
+    from nmt.training.console import ConsoleObserver
+    from nmt.training.observers import Observers, TrackerObserver
 
     console = Console(stderr=True)
     store = LocalRunStore(config.paths.runs)
@@ -242,8 +245,9 @@ def _train_in_foreground(config: RunConfig, run_id: str) -> int:
         console.print(f"[red]diverged[/]: {outcome.error}")
     record = test_record(config, store)
     if record:
-        scores = "  ".join(f"{name} {value:.2f}" for name, value in record["metrics"].items())
-        print(f"{scores}\n{record['signatures']['bleu']}")
+        scores = "  ".join(f"{name.rpartition('/')[2]} {value:.2f}" for name, value in record["metrics"].items())
+        print(f"test split: {scores}\nbleu: {record['signatures']['bleu']}")
+        console.print(f"next: nmt translate run={run_id}   nmt evaluate run={run_id} search=beam10", highlight=False)
     return EXIT_CODES[outcome.state]
 
 

@@ -2,31 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from nmt.config.schema import RunConfig
+from nmt.training.observers import Record, SilentObserver
 from nmt.training.state import RunState
-from nmt.training.tracker import Tracker
-from nmt.training.trainer import Observer, Record
-
-
-class SilentObserver:
-    """Shows nothing: for runs whose progress somebody else reads from status.json."""
-
-    def started(self, state: RunState, config: RunConfig) -> None:
-        """Do nothing."""
-
-    def trained(self, step: int, record: Record | None) -> None:
-        """Do nothing."""
-
-    def evaluated(self, record: Record) -> None:
-        """Do nothing."""
-
-    def ended(self) -> None:
-        """Do nothing."""
 
 
 class ConsoleObserver(SilentObserver):
@@ -36,7 +17,7 @@ class ConsoleObserver(SilentObserver):
         self.console = console
         self._metric = "bleu"
         self._progress = Progress(
-            TextColumn("[bold]training"),
+            TextColumn("[bold]{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[loss]}"),
@@ -46,6 +27,18 @@ class ConsoleObserver(SilentObserver):
             disable=not console.is_terminal,
             transient=True,
         )
+        self._tasks: dict[str, TaskID] = {}
+
+    def working(self, stage: str, done: int, total: int) -> None:
+        """A bar of its own for each stage, taken away when it is done."""
+        if stage not in self._tasks:
+            self._progress.start()
+            self._tasks[stage] = self._progress.add_task(stage, loss="", speed="")
+        self._progress.update(self._tasks[stage], completed=done, total=total)
+        if done >= total:
+            self._progress.remove_task(self._tasks.pop(stage))
+            if not self._tasks:
+                self._progress.stop()
 
     def started(self, state: RunState, config: RunConfig) -> None:
         """Draw the bar, at the step that an interrupted run goes on from."""
@@ -53,16 +46,15 @@ class ConsoleObserver(SilentObserver):
         if state.step:
             self.console.print(f"resuming after step {state.step}")
         self._progress.start()
-        self._task = self._progress.add_task(
-            "", total=config.training.max_steps, completed=state.step, loss="", speed=""
-        )
+        total = config.training.max_steps
+        self._training = self._progress.add_task("training", total=total, completed=state.step, loss="", speed="")
 
     def trained(self, step: int, record: Record | None) -> None:
         """Move the bar."""
-        self._progress.update(self._task, completed=step)
+        self._progress.update(self._training, completed=step)
         if record:
             loss, speed = f"loss {record['loss']:.3f}", f"{record['tokens_per_second']:,.0f} tokens/s"
-            self._progress.update(self._task, loss=loss, speed=speed)
+            self._progress.update(self._training, loss=loss, speed=speed)
             if not self.console.is_terminal:
                 self.console.print(f"step {step:>7}  {loss}  {speed}", highlight=False, soft_wrap=True)
 
@@ -78,42 +70,5 @@ class ConsoleObserver(SilentObserver):
 
     def ended(self) -> None:
         """Take the bar away."""
+        self._progress.remove_task(self._training)
         self._progress.stop()
-
-
-class TrackerObserver(SilentObserver):
-    """Lets a tracker look at the run directory after each evaluation."""
-
-    def __init__(self, tracker: Tracker):
-        self._tracker = tracker
-
-    def evaluated(self, record: Record) -> None:
-        """Mirror what was written."""
-        self._tracker.poll()
-
-
-class Observers:
-    """Several observers as one, told in order."""
-
-    def __init__(self, observers: Sequence[Observer]):
-        self._observers = observers
-
-    def started(self, state: RunState, config: RunConfig) -> None:
-        """Tell all."""
-        for observer in self._observers:
-            observer.started(state, config)
-
-    def trained(self, step: int, record: Record | None) -> None:
-        """Tell all."""
-        for observer in self._observers:
-            observer.trained(step, record)
-
-    def evaluated(self, record: Record) -> None:
-        """Tell all."""
-        for observer in self._observers:
-            observer.evaluated(record)
-
-    def ended(self) -> None:
-        """Tell all."""
-        for observer in self._observers:
-            observer.ended()

@@ -9,7 +9,7 @@ import signal
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -25,26 +25,10 @@ from nmt.training.checkpoint import (
     save_checkpoint,
 )
 from nmt.training.faults import Faults
+from nmt.training.observers import Observer, Record
 from nmt.training.state import Best, RunState
 
-Record = dict[str, Any]
 Validate = Callable[[torch.nn.Module], dict[str, float]]
-
-
-class Observer(Protocol):
-    """Somebody who watches a run: a progress bar, a tracker. Called between steps, outside the training clock."""
-
-    def started(self, state: RunState, config: RunConfig) -> None:
-        """Training begins, or goes on from `state.step`."""
-
-    def trained(self, step: int, record: Record | None) -> None:
-        """A step is done; `record` is its line of metrics.jsonl where one was written."""
-
-    def evaluated(self, record: Record) -> None:
-        """An evaluation is recorded and its checkpoint written."""
-
-    def ended(self) -> None:
-        """Training is over or interrupted; also called after an error."""
 
 
 class Interrupted(Exception):

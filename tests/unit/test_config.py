@@ -179,8 +179,8 @@ def test_a_named_corpus_is_known_by_its_recipe_or_checksums_wherever_it_lies() -
     assert recipes[0] != recipes[1]
 
 
-# The identity of every checked-in experiment. A changed line here means that earlier runs are not found any more: change
-# it on purpose only, and say so in CHANGELOG.md.
+# The identity of every checked-in experiment. A changed line here means that earlier runs are not found any more:
+# change it on purpose only, and say so in CHANGELOG.md.
 PINNED = {
     ("baseline", "local"): "b274ee763cd4",
     ("baseline", "published"): "1bbe0def38a9",

@@ -19,7 +19,7 @@ from nmt.config import compose
 from nmt.config.schema import RunConfig
 from nmt.runs import LocalRunStore, RunStatus
 from nmt.training.checkpoint import list_checkpoints
-from nmt.training.console import SilentObserver
+from nmt.training.observers import SilentObserver
 from nmt.training.trainer import Trainer
 
 RUN = "0123456789ab/s1"
