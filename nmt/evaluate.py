@@ -171,8 +171,8 @@ def override(config: RunConfig, words: Sequence[str]) -> RunConfig:
             data.search.update(read_yaml(CONF / "search" / f"{value}.yaml"))
         elif key not in (keys := known_keys()):
             raise UserError("unknown key", where=key, hint=did_you_mean(key, [*keys, "search"]) or "see --help")
-        elif not key.startswith(_OVERRIDABLE):
-            allowed = ["search", "search.<key>", "data.test.<side>", "data.dir", "paths.cache"]
+        elif key != "data.test" and not key.startswith(_OVERRIDABLE):
+            allowed = ["search", "search.<key>", "data.test", "data.test.<side>", "data.dir", "paths.cache"]
             raise UserError("belongs to the training, which is done", where=key, allowed=allowed)
         else:
             try:

@@ -15,6 +15,7 @@ from corpus_mirror import MULTI30K, NEWSTESTS, Mirror, pairs, serving
 from nmt.config import compose
 from nmt.data.batching import Sampler, collate
 from nmt.data.prepare import prepare
+from nmt.runs import LocalRunStore
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "fetch_corpus.py"
 TRAIN = f"{MULTI30K}/train.en.gz"
@@ -152,3 +153,31 @@ def test_archives_without_published_sums_are_held_to_the_first_download(mirror: 
     mirror.files["europarl/v7/de-en.tgz"] = mirror.files["wmt15/training-parallel-nc-v10.tgz"]
     refused = fetch(mirror, tmp_path, "corpus=wmt15", f"sums={sums}", sums=False)
     assert refused.returncode == 2 and "was expected" in refused.stderr
+
+
+def test_from_the_mirror_to_newstest_scores(mirror: Mirror, tmp_path: Path) -> None:
+    """Fetch, clean, BPE, train, and both test sets, as the published study's data goes."""
+    mirror.add_wmt15()
+    assert fetch(mirror, tmp_path, "corpus=wmt15").returncode == 0
+    words = [f"data.dir={tmp_path}/data", f"paths.runs={tmp_path}/runs", "threads=1"]
+    train = [
+        *("scale=smoke", "data=wmt15_en_de", "tokenizer=bpe32k", "tokenizer.vocab_size=120", "tokenizer.merges=60"),
+        *("tracking=none", "data.max_sentences=0"),
+    ]
+
+    def nmt(*command: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, "-m", "nmt.cli", *command], capture_output=True, text=True, timeout=120)
+
+    trained = nmt("train", *train, *words)
+    assert trained.returncode == 0, trained.stderr
+    store = LocalRunStore(tmp_path / "runs")
+    (run_id,) = store.list_runs()
+    newstest2015 = "data.test={source: [newstest2015.en], target: [newstest2015.de]}"
+    scored = nmt("evaluate", f"run={run_id}", newstest2015, *words[:2], "threads=1")
+    assert scored.returncode == 0, scored.stderr
+    records = [store.read_json(run_id, f"decodes/{p.name}") for p in store.directory(run_id).glob("decodes/*.json")]
+    assert len(records) == 2
+    for record in records:
+        assert record is not None
+        assert record["sentences"] > 0
+        assert "tok:13a" in record["signatures"]["bleu"]
