@@ -1,0 +1,61 @@
+"""Scripts as a user types them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from nmt.runs import LocalRunStore
+
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+TINY = ["scale=smoke", "tracking=none", "threads=1", "data.options.train_size=60", "data.options.test_size=4"]
+
+
+def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *command], capture_output=True, text=True, env=os.environ | environment, timeout=120
+    )
+
+
+def test_a_finished_run_is_archived_without_weights_and_without_places(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    assert run("-m", "nmt.cli", "train", *TINY, NMT_RUNS=str(runs)).returncode == 0
+    (run_id,) = LocalRunStore(runs).list_runs()
+    done = run(str(SCRIPTS / "archive_runs.py"), f"runs={run_id}", f"store={runs}", f"to={tmp_path / 'archive'}")
+    assert done.returncode == 0, done.stderr
+    archive = tmp_path / "archive" / run_id
+    names = {path.name for path in archive.iterdir()}
+    assert names == {
+        *("config.yaml", "identity.json", "env.json", "status.json", "result.json", "metrics.jsonl", "decodes")
+    }
+    kinds = [json.loads(line)["kind"] for line in (archive / "metrics.jsonl").read_text().splitlines()]
+    assert kinds == ["header", "evaluation", "evaluation"]
+    for path in archive.rglob("*"):
+        if path.is_file():
+            assert str(tmp_path) not in path.read_text()
+    assert LocalRunStore(tmp_path / "archive").status(run_id).state == "finished"
+
+
+def test_an_unfinished_run_is_not_archived(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    run("-m", "nmt.cli", "train", *TINY, "faults=[kill@evaluation:6]", NMT_RUNS=str(runs))
+    (run_id,) = LocalRunStore(runs).list_runs()
+    done = run(str(SCRIPTS / "archive_runs.py"), f"runs={run_id}", f"store={runs}", f"to={tmp_path / 'archive'}")
+    assert done.returncode == 2
+    assert "is interrupted" in done.stderr
+    assert not (tmp_path / "archive").exists()
+
+
+def test_the_benchmark_prints_a_row_with_its_floor(tmp_path: Path) -> None:
+    words = ["scale=smoke", "data.options.train_size=60", f"paths.cache={tmp_path}"]
+    done = run(str(SCRIPTS / "bench.py"), "rounds=1", "steps=1", "size=128", *words)
+    assert done.returncode == 0, done.stderr
+    header, _, row = done.stdout.strip().splitlines()
+    cells = dict(zip(header.strip("| ").split(" | "), row.strip("| ").split(" | "), strict=True))
+    floor = float(cells["floor tokens/s"].replace(",", ""))
+    flops, rate = float(cells["MFLOP a token"]), float(cells["product GFLOP/s"])
+    assert abs(floor - rate * 1e3 / flops) < 0.05 * floor + 1e3 / flops
+    assert float(cells["achieved / floor"]) > 0
