@@ -49,7 +49,7 @@ def assert_one_line(done: subprocess.CompletedProcess[str], *parts: str) -> None
         (["train", "model.decoder.cell.dropout_input=1.5"], ["model.decoder.cell.dropout_input", "< 1"]),
         (["train", "search.beam=0"], ["search.beam", ">= 1"]),
         (["train", "model.encoder.cell.kind=gur"], ["model.encoder.cell.kind", "did you mean gru"]),
-        (["train", "data=files"], ["data.train"]),
+        (["train", "data=files"], ["train.source", "no such file", "data.dir"]),
         (["train", "faults=[explode]"], ["faults", "kill@"]),
         (["sweep", "sweep=quikstart"], ["sweep", "quickstart"]),
         (["translate", "run=none"], ["run=none"]),

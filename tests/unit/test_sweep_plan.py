@@ -109,7 +109,7 @@ def test_two_rows_with_one_training_share_it() -> None:
     assert [row.same_runs_as for row in plan.rows] == [None, "A", "A"]
     (item,) = plan.work_items()
     assert len(set(item.run_ids)) == 1
-    assert [config["search"]["beam"] for config in item.configs] == [10, 1]  # trained once, decoded twice
+    assert [config["search"]["beam"] for config in item.configs] == [5, 1]  # trained once, decoded twice
 
 
 def test_published_conditions_that_do_not_hold_are_listed() -> None:
