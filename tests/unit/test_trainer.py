@@ -6,6 +6,9 @@ import dataclasses
 import itertools
 import json
 import math
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -205,3 +208,20 @@ def test_status_shows_progress(tmp_path: Path) -> None:
         status = store.status(RUN)
     assert (status.state, status.step, status.latest["val/decode/bleu"]) == ("running", 40, 4.0)
     assert dataclasses.asdict(status)["tokens_per_second"] > 0
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_second_signal_stops_at_once(name: str) -> None:
+    code = f"""
+import signal
+from nmt.training.trainer import StopSignals
+signal.signal(signal.SIGINT, signal.default_int_handler)
+with StopSignals() as stop:
+    signal.raise_signal(signal.{name})
+    print(stop.requested, flush=True)
+    signal.raise_signal(signal.{name})
+    print("still here", flush=True)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "True\n"
+    assert done.returncode == -getattr(signal, name)
