@@ -11,6 +11,7 @@ import contextlib
 import io
 import json
 import re
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -85,11 +86,12 @@ def to_text(tokenizer: Tokenizer, ids: Sequence[int], data: DataConfig, language
     return moses_detokenizer(language)(text) if data.moses else text
 
 
-class _Saved:
+class _Saved(ABC):
     """Saving, the same for every tokenizer."""
 
+    @abstractmethod
     def to_json(self) -> dict[str, Any]:
-        raise NotImplementedError
+        """See `Tokenizer`."""
 
     def save(self, path: Path) -> None:
         """Write this tokenizer to `path` as JSON."""
@@ -200,13 +202,13 @@ class _VocabularyTokenizer(_Saved):
         self.vocabulary = vocabulary
         self.size = vocabulary.size
 
+    @abstractmethod
     def segment(self, text: str) -> list[str]:
         """Cut a cleaned line into tokens."""
-        raise NotImplementedError
 
+    @abstractmethod
     def join(self, tokens: Sequence[str]) -> str:
         """The way back from `segment`."""
-        raise NotImplementedError
 
     def encode(self, text: str) -> list[int]:
         """See `Tokenizer`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import NamedTuple
 
 import torch
@@ -23,7 +24,7 @@ class Memory(NamedTuple):
     mask: Tensor
 
 
-class Attention(nn.Module):
+class Attention(nn.Module, ABC):
     """Projected keys, a score, and the weighted mean of the values: the frame that the two scores share.
 
     Parameters
@@ -55,9 +56,9 @@ class Attention(nn.Module):
         weights = torch.where(memory.mask.unsqueeze(1), scores, lowest).log_softmax(dim=-1).exp()
         return torch.bmm(weights, memory.values), weights
 
+    @abstractmethod
     def score(self, query: Tensor, keys: Tensor) -> Tensor:
         """Scores [batch, k, time] of projected queries [batch, k, A] against keys [batch, time, A]."""
-        raise NotImplementedError
 
 
 class MultiplicativeAttention(Attention):
