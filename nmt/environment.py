@@ -47,6 +47,11 @@ def describe_environment(device: str = "cpu") -> dict[str, Any]:
     }
 
 
+def available_cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def describe_code(root: Path = _ROOT) -> dict[str, Any]:
     """The version of the code: `{"commit", "dirty", "patch_sha256", "version"}`.
 

@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from nmt.arguments import option, parse
-from nmt.config import compose, decode_id, to_dict, training_identity
+from nmt.config import compose, to_dict, training_identity
 from nmt.config.compose import group_keys, groups, known_keys
 from nmt.config.identity import run_id as run_id_of
 from nmt.config.schema import RunConfig
@@ -25,12 +25,16 @@ EXIT_CODES = {"finished": 0, "diverged": 3, "interrupted": 75}
 
 @dataclass(frozen=True)
 class RunOutcome:
-    """How a call of `train` left a run: its state, and the error or reason in one line."""
+    """How a call of `train` left a run: its state, and the error or reason in one line.
+
+    `record` is that of the test split decoded with `config.search`, None where the run has not ended or has no test.
+    """
 
     run_id: str
     state: str
     error: str = ""
     trained: bool = False
+    record: dict[str, Any] | None = None
 
 
 def train(config: RunConfig, *, timing: str = "exclusive", observer: Observer | None = None) -> RunOutcome:
@@ -68,15 +72,6 @@ def train(config: RunConfig, *, timing: str = "exclusive", observer: Observer | 
             raise
 
 
-def test_record(config: RunConfig, store: RunStore) -> dict[str, Any] | None:
-    """The record of the test split decoded with `config.search`; None while the run has not ended or is not decoded."""
-    run_id = run_id_of(config)
-    result = store.read_json(run_id, "result.json")
-    if result is None:
-        return None
-    return store.read_json(run_id, f"decodes/{decode_id(result['best']['checkpoint_digest'], config)}.json")
-
-
 def _train(
     config: RunConfig, store: RunStore, run_id: str, status: RunStatus, timing: str, observer: Observer
 ) -> RunOutcome:
@@ -93,12 +88,14 @@ def _train(
             stopped = dataclasses.replace(store.status(run_id), state="interrupted")
             store.set_status(run_id, stopped)
             return RunOutcome(run_id, "interrupted", trained=True)
-    has_test = config.data.kind != "files" or bool(config.data.test.source)
-    if has_test and test_record(config, store) is None:
-        evaluate_run(store, run_id, config=config, progress=partial(observer.working, "decoding the test split"))
+    record = None
+    if config.data.kind != "files" or config.data.test.source:
+        record = evaluate_run(
+            store, run_id, config=config, progress=partial(observer.working, "decoding the test split")
+        )
     state = str(result["state"])
     store.set_status(run_id, dataclasses.replace(store.status(run_id), state=state, error=""))
-    return RunOutcome(run_id, state, str(result["reason"]), trained)
+    return RunOutcome(run_id, state, str(result["reason"]), trained, record)
 
 
 def _fit(
@@ -243,7 +240,7 @@ def _train_in_foreground(config: RunConfig, run_id: str) -> int:
         console.print("already trained; nothing was done (another `seed` is another replicate)")
     if outcome.state == "diverged":
         console.print(f"[red]diverged[/]: {outcome.error}")
-    record = test_record(config, store)
+    record = outcome.record
     if record:
         scores = "  ".join(f"{name.rpartition('/')[2]} {value:.2f}" for name, value in record["metrics"].items())
         print(f"test split: {scores}\nbleu: {record['signatures']['bleu']}")
@@ -258,9 +255,8 @@ def _help_on_config() -> str:
             lines += textwrap.wrap(f"{group}={'|'.join(options)}", 116, initial_indent="  ", subsequent_indent="      ")
     lines += ["", "Config keys (override as key=value; conf/ explains each):"]
     sections: dict[str, list[str]] = {}
-    for key in known_keys():
-        if key not in group_keys():
-            sections.setdefault(key.rpartition(".")[0], []).append(key.rpartition(".")[2])
+    for key in sorted(set(known_keys()) - group_keys()):
+        sections.setdefault(key.rpartition(".")[0], []).append(key.rpartition(".")[2])
     for section, names in sorted(sections.items()):
         text = f"{section + '.' if section else ''}{{{', '.join(names)}}}"
         lines += textwrap.wrap(text, 116, initial_indent="  ", subsequent_indent="      ")

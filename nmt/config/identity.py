@@ -13,7 +13,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from nmt.config.schema import DECODE, PLACEMENT, TRAIN, DataConfig, RunConfig
+from nmt.config.schema import TRAIN, DataConfig, RunConfig
 
 NUMERICS_VERSION = 1  # bump when the same config and seed give other bits on purpose
 
@@ -108,6 +108,3 @@ def _flatten(form: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{name}"] = value
     return flat
-
-
-__all__ = ["DECODE", "NUMERICS_VERSION", "PLACEMENT", "canonical", "decode_id", "run_id", "train_id"]

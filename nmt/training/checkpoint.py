@@ -65,11 +65,9 @@ def save_checkpoint(
     }
     torch.save(content, buffer)
     store.write_bytes(run_id, checkpoint_name(state.step), buffer.getvalue(), before_rename)
-    kept = set(list_checkpoints(store, run_id)[-config.training.keep_last :])
-    if state.best:
-        kept.add(state.best.step)
-    for step in list_checkpoints(store, run_id):
-        if step not in kept:
+    older = list_checkpoints(store, run_id)[: -config.training.keep_last]
+    for step in older:
+        if state.best is None or step != state.best.step:
             store.delete(run_id, checkpoint_name(step))
 
 
@@ -88,6 +86,9 @@ def find_checkpoint(store: RunStore, run_id: str, which: str = "best") -> Path:
             "has no checkpoint yet", where=f"run {run_id}", hint="one is written at each evaluation of its training"
         )
     step = steps[-1]
+    result = store.read_json(run_id, "result.json")
+    if which == "best" and result is not None:
+        return store.directory(run_id) / str(result["best"]["checkpoint"])
     if which == "best":
         state = RunState.from_dict(read_checkpoint(store.directory(run_id) / checkpoint_name(step))["state"])
         step = state.best.step if state.best else step

@@ -7,6 +7,7 @@ import os
 import torch
 
 from nmt.config.schema import RunConfig
+from nmt.environment import available_cores
 from nmt.errors import UserError
 
 
@@ -19,7 +20,7 @@ def prepare_device(config: RunConfig) -> str:
     if config.device == "cuda" and not available:
         raise UserError("no CUDA device is visible to this process", where="device", allowed=["cpu", "auto"])
     device = "cuda" if available and config.device != "cpu" else "cpu"
-    torch.set_num_threads(config.threads or len(os.sched_getaffinity(0)))
+    torch.set_num_threads(config.threads or available_cores())
     torch.set_float32_matmul_precision("highest")
     # Every length of a batch is a shape of its own to oneDNN, which keeps a compiled kernel for each of the last 1,024:
     # gigabytes after an hour of bf16 on the CPU. It reads the variable when it compiles its first.

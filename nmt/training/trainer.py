@@ -15,7 +15,7 @@ import torch
 
 from distributed.strategy import StepStats, Strategy
 from nmt.config.schema import RunConfig
-from nmt.runs import RunStatus, RunStore
+from nmt.runs import FORMAT_VERSION, RunStatus, RunStore
 from nmt.training.checkpoint import (
     check_identity,
     checkpoint_name,
@@ -134,7 +134,7 @@ class Trainer:
         self._report(step=state.step, tokens_per_second=speed)
         return record
 
-    def _evaluate(self) -> Record:
+    def _evaluate(self) -> None:
         state = self.state
         begin = self.clock()
         self.strategy.synchronize()
@@ -164,12 +164,11 @@ class Trainer:
         self.faults.reach("recorded", state.step)
         self._save(snapshot)
         self.observer.evaluated(record)
-        return record
 
     def _rank(self, metrics: Mapping[str, float], digest: str) -> bool:
         state, schedule = self.state, self.config.schedule
-        value = metrics[f"val/decode/{self.config.validation.metric}"]
-        if state.best is None or value > state.best.metrics[f"val/decode/{self.config.validation.metric}"]:
+        metric = f"val/decode/{self.config.validation.metric}"
+        if state.best is None or metrics[metric] > state.best.metrics[metric]:
             state.best = Best(state.step, digest, dict(metrics), state.target_tokens, state.seconds)
             state.evaluations_since_best = state.evaluations_since_decay = 0
             return True
@@ -237,7 +236,7 @@ class Trainer:
         steps = list_checkpoints(self.store, self.run_id)
         if not steps:
             self.store.delete(self.run_id, "metrics.jsonl")
-            self._write({"kind": "header", "format_version": 1, "run_id": self.run_id})
+            self._write({"kind": "header", "format_version": FORMAT_VERSION, "run_id": self.run_id})
         else:
             path = self.store.directory(self.run_id) / checkpoint_name(steps[-1])
             content = read_checkpoint(path)

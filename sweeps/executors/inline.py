@@ -21,8 +21,9 @@ from pathlib import Path
 from types import FrameType
 
 from nmt.config.schema import ExecutorConfig
+from nmt.environment import available_cores
 from nmt.runs import RunStore
-from sweeps.executors.placement import available_cores, place
+from sweeps.executors.placement import place
 from sweeps.worker import Outcome, WorkItem, record_failure, run_work_item
 
 POLL_SECONDS = 0.5

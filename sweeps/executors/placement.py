@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -21,11 +20,6 @@ class Executor(Protocol):
         What became of the runs is in their directories. Raises KeyboardInterrupt after SIGINT or SIGTERM, once every
         run has stopped, and UserError where the items cannot be run here at all.
         """
-
-
-def available_cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True)
