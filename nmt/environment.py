@@ -41,6 +41,7 @@ def describe_environment(device: str = "cpu") -> dict[str, Any]:
             "model": processor,
             "cores": os.cpu_count(),
             "capability": torch.backends.cpu.get_cpu_capability(),
+            "mkl_cbwr": os.environ.get("MKL_CBWR"),
         },
         "threads": torch.get_num_threads(),
         "device": _describe_device(device, processor),

@@ -7,8 +7,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from nmt.config.schema import AttentionConfig
+from nmt.models.encoder import EncoderOutput
 from nmt.models.initialisation import Draw, Glorot
 from nmt.models.layers import Affine, empty
 
@@ -31,19 +33,21 @@ class Attention(nn.Module, ABC):
     ----------
     config: `units` is the width A of keys and query.
     query_units: width h of the decoder's output.
-    value_units: width C of the encoder's outputs.
+    output_units: width C of the encoder's outputs, which the keys are made of.
+    value_units: width of what contexts are made of: C, but for encoders with values of their own.
     """
 
-    def __init__(self, config: AttentionConfig, query_units: int, value_units: int):
+    def __init__(self, config: AttentionConfig, query_units: int, output_units: int, value_units: int):
         super().__init__()
-        self.key = Affine(value_units, config.units)
+        self.key = Affine(output_units, config.units)
         self.query = Affine(query_units, config.units)
         self.context_units = value_units
 
-    def keys(self, outputs: Tensor, lengths: Tensor) -> Memory:
-        """Prepare encoder outputs [time, batch, C] of sentences of `lengths` [batch] tokens, once a sentence."""
-        values = outputs.transpose(0, 1).contiguous()
-        return Memory(self.key(values), values, real(lengths, values.shape[1]))
+    def memory(self, encoded: EncoderOutput, lengths: Tensor) -> Memory:
+        """Prepare what the encoder made of sentences of `lengths` [batch] tokens, once a sentence."""
+        outputs = encoded.outputs.transpose(0, 1).contiguous()
+        values = outputs if encoded.values is None else encoded.values.transpose(0, 1).contiguous()
+        return Memory(self.key(outputs), values, real(lengths, outputs.shape[1]))
 
     def attend(self, query: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
         """Contexts [batch, k, C] and weights [batch, k, time] of k queries a sentence, [batch, k, h].
@@ -72,13 +76,14 @@ class MultiplicativeAttention(Attention):
 class AdditiveAttention(Attention):
     """score = v · tanh(key + query) (Bahdanau et al. 2015, appendix A.1.2); v has no bias."""
 
-    def __init__(self, config: AttentionConfig, query_units: int, value_units: int):
-        super().__init__(config, query_units, value_units)
+    def __init__(self, config: AttentionConfig, query_units: int, output_units: int, value_units: int):
+        super().__init__(config, query_units, output_units, value_units)
         self.v = empty(config.units)
 
     def score(self, query: Tensor, keys: Tensor) -> Tensor:
         """Scores [batch, k, time] of projected queries [batch, k, A] against keys [batch, time, A]."""
-        return torch.matmul((keys.unsqueeze(1) + query.unsqueeze(2)).tanh_(), self.v)
+        # As a matrix product: the gradient of a matrix-vector product has other bits for other numbers of threads.
+        return F.linear((keys.unsqueeze(1) + query.unsqueeze(2)).tanh_(), self.v.unsqueeze(0)).squeeze(-1)
 
     def first_values(self) -> dict[str, Draw]:
         """TensorFlow's default for a vector takes its length for both fans."""
@@ -94,13 +99,13 @@ class NoAttention(nn.Module):
 
     context_units = 0
 
-    def __init__(self, config: AttentionConfig, query_units: int, value_units: int):
+    def __init__(self, config: AttentionConfig, query_units: int, output_units: int, value_units: int):
         super().__init__()
 
-    def keys(self, outputs: Tensor, lengths: Tensor) -> Memory:
+    def memory(self, encoded: EncoderOutput, lengths: Tensor) -> Memory:
         """A memory of zero width with the usual mask."""
-        time, batch, _ = outputs.shape
-        nothing = outputs.new_zeros(batch, time, 0)
+        time, batch, _ = encoded.outputs.shape
+        nothing = encoded.outputs.new_zeros(batch, time, 0)
         return Memory(nothing, nothing, real(lengths, time))
 
     def attend(self, query: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:

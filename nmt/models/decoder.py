@@ -12,6 +12,7 @@ from nmt.config.schema import DecoderConfig
 from nmt.models.attention import Attention, Memory, NoAttention
 from nmt.models.cells import CellStack, State
 from nmt.models.dropout import Dropout
+from nmt.models.encoder import EncoderOutput
 from nmt.models.layers import Affine
 
 # Every cell's state parts [batch, k, h] in order, then the last context [batch, k, C].
@@ -50,6 +51,10 @@ class RecurrentDecoder(nn.Module):
         self.embedding_units = embedding_units
         self.output_units = config.units
         self.state_units = self.cells.state_units
+
+    def memory(self, encoded: EncoderOutput, lengths: Tensor) -> Memory:
+        """What the decoder attends to, made once a sentence of `lengths` [batch] tokens."""
+        return self.attention.memory(encoded, lengths)
 
     def forward(self, embedded: Tensor, memory: Memory, first: Tensor, dropout: Dropout) -> Tensor:
         """Training form: outputs of the mixing layer [time, batch, h], before the softmax layer.

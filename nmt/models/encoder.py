@@ -23,10 +23,14 @@ class EncoderOutput(NamedTuple):
 
     outputs: [time, batch, C], zero beyond each sentence's end.
     final_state: [batch, S], the last states of all directions, layers and state parts (in this order) side by side.
+    values: [time, batch, value_units], what contexts are means of; None where these are the outputs themselves.
+
+    An encoder has the widths as `output_units`, `state_units` and `value_units`.
     """
 
     outputs: Tensor
     final_state: Tensor
+    values: Tensor | None = None
 
 
 class RecurrentStack(nn.Module):
@@ -64,7 +68,7 @@ class UnidirectionalEncoder(nn.Module):
     def __init__(self, config: EncoderConfig, input_units: int):
         super().__init__()
         self.forwards = RecurrentStack(config, input_units, "encoder.forwards")
-        self.output_units = config.units
+        self.output_units = self.value_units = config.units
         self.state_units = self.forwards.cells.state_units
 
     def forward(self, embedded: Tensor, lengths: Tensor, dropout: Dropout) -> EncoderOutput:
@@ -86,7 +90,7 @@ class BidirectionalEncoder(nn.Module):
         super().__init__()
         self.forwards = RecurrentStack(config, input_units, "encoder.forwards")
         self.backwards = RecurrentStack(config, input_units, "encoder.backwards")
-        self.output_units = 2 * config.units
+        self.output_units = self.value_units = 2 * config.units
         self.state_units = 2 * self.forwards.cells.state_units
 
     def forward(self, embedded: Tensor, lengths: Tensor, dropout: Dropout) -> EncoderOutput:

@@ -101,7 +101,9 @@ class Seq2Seq(nn.Module):
         self.source_embedding = Table(source_vocab, e)
         self.target_embedding = self.source_embedding if config.embedding.share else Table(target_vocab, e)
         self.encoder = _component("encoder", config.encoder, e)
-        attention = _component("attention", config.attention, config.decoder.units, self.encoder.output_units)
+        attention = _component(
+            "attention", config.attention, config.decoder.units, self.encoder.output_units, self.encoder.value_units
+        )
         self.decoder = _component("decoder", config.decoder, attention, e)
         self.bridge = _component("bridge", config.bridge, self.encoder.state_units, self.decoder.state_units)
         self.output = Affine(self.decoder.output_units, target_vocab)
@@ -116,9 +118,8 @@ class Seq2Seq(nn.Module):
 
     def encode(self, source: Tensor, lengths: Tensor, dropout: Dropout = NO_DROPOUT) -> Encoded:
         """Encode sentences [batch, time] of `lengths` [batch] tokens (EOS counted); padding holds any valid id."""
-        outputs, final_state = self._encode(source, lengths, dropout)
-        memory = self.decoder.attention.keys(outputs, lengths)
-        return Encoded(memory.keys, memory.values, memory.mask, final_state)
+        encoded = self._encode(source, lengths, dropout)
+        return Encoded(*self.decoder.memory(encoded, lengths), encoded.final_state)
 
     def start(self, encoded: Encoded, k: int) -> DecoderState:
         """The decoder's state before the first token, for k hypotheses a sentence: tensors [batch, k, …]."""
@@ -139,22 +140,22 @@ class Seq2Seq(nn.Module):
 
         Without smoothing these are the negative log-probabilities that log-perplexity averages.
         """
-        outputs, final_state = self._encode(batch.source, batch.source_lengths, dropout)
-        mix = self._decode(batch, outputs, final_state, dropout)
+        mix = self._decode(batch, self._encode(batch.source, batch.source_lengths, dropout), dropout)
         tokens = int(batch.target_lengths.sum())
         return self._losses(mix, batch, tokens, label_smoothing)
 
     def stages(self) -> list[ModelStage]:
         """Encoder, decoder, and output layer with the loss, for a `distributed.strategy.Workload`.
 
-        They carry {"outputs", "final_state"}, then {"mix"}, then {"loss"}: the slot's sum of token losses.
+        They carry the fields of `EncoderOutput`, then {"mix"}, then {"loss"}: the slot's sum of token losses.
         """
 
         def encoder(slot: Slot, carried: Mapping[str, Tensor]) -> dict[str, Tensor]:
-            return self._encode(slot.batch.source, slot.batch.source_lengths, slot.dropout)._asdict()
+            encoded = self._encode(slot.batch.source, slot.batch.source_lengths, slot.dropout)
+            return {name: tensor for name, tensor in encoded._asdict().items() if tensor is not None}
 
         def decoder(slot: Slot, carried: Mapping[str, Tensor]) -> dict[str, Tensor]:
-            return {"mix": self._decode(slot.batch, carried["outputs"], carried["final_state"], slot.dropout)}
+            return {"mix": self._decode(slot.batch, EncoderOutput(**carried), slot.dropout)}
 
         def output(slot: Slot, carried: Mapping[str, Tensor]) -> dict[str, Tensor]:
             losses = self._losses(carried["mix"], slot.batch, slot.target_tokens, self.loss_config.label_smoothing)
@@ -166,11 +167,11 @@ class Seq2Seq(nn.Module):
         embedded = dropout("source_embedding", self.source_embedding(source.t()), self.config.dropout_embedding)
         return self.encoder(embedded, lengths, dropout)
 
-    def _decode(self, batch: Batch, outputs: Tensor, final_state: Tensor, dropout: Dropout) -> Tensor:
+    def _decode(self, batch: Batch, encoded: EncoderOutput, dropout: Dropout) -> Tensor:
         embedded = self.target_embedding(batch.target_input.t())
         embedded = dropout("target_embedding", embedded, self.config.dropout_embedding)
-        memory = self.decoder.attention.keys(outputs, batch.source_lengths)
-        mix = self.decoder(embedded, memory, self.bridge(final_state), dropout)
+        memory = self.decoder.memory(encoded, batch.source_lengths)
+        mix = self.decoder(embedded, memory, self.bridge(encoded.final_state), dropout)
         return dropout("mix", mix, self.config.dropout_mix)
 
     def _losses(self, mix: Tensor, batch: Batch, tokens: int, label_smoothing: float) -> Tensor:

@@ -21,6 +21,7 @@ from nmt.config.schema import (
     LossConfig,
     ModelConfig,
 )
+from nmt.models.encoder import EncoderOutput
 from nmt.models.seq2seq import Seq2Seq, build_model
 
 Array = np.ndarray
@@ -54,6 +55,11 @@ def padded_batch(
         target_output=pad([[*row, eos] for row in targets]),
         target_lengths=torch.tensor([len(row) + 1 for row in targets]),
     )
+
+
+def encoded(outputs: Tensor) -> EncoderOutput:
+    """Encoder outputs [time, batch, C] without a final state."""
+    return EncoderOutput(outputs, outputs.new_zeros(outputs.shape[1], 0))
 
 
 def model_config(

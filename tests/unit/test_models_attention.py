@@ -18,7 +18,7 @@ LENGTHS = torch.tensor([5, 2])
 
 def make(name: str) -> torch.nn.Module:
     config = AttentionConfig(name=name, units=4)
-    return reference.randomised(registry.lookup("attention", name, "attention.name")(config, 3, 6).double())
+    return reference.randomised(registry.lookup("attention", name, "attention.name")(config, 3, 6, 6).double())
 
 
 def tensors(seed: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
@@ -30,7 +30,7 @@ def tensors(seed: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("name", NAMES)
 def test_contexts_and_weights_of_k_queries(name: str) -> None:
     attention, (outputs, queries) = make(name), tensors()
-    context, weights = attention.attend(queries, attention.keys(outputs, LENGTHS))
+    context, weights = attention.attend(queries, attention.memory(reference.encoded(outputs), LENGTHS))
     for row, length in enumerate(LENGTHS.tolist()):
         for k in range(3):
             expected = reference.attend(attention, queries[row, k].numpy(), list(outputs[:length, row].numpy()))
@@ -42,9 +42,9 @@ def test_contexts_and_weights_of_k_queries(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_padding_never_counts_whatever_it_holds(name: str) -> None:
     attention, (outputs, queries) = make(name), tensors()
-    context, _ = attention.attend(queries, attention.keys(outputs, LENGTHS))
+    context, _ = attention.attend(queries, attention.memory(reference.encoded(outputs), LENGTHS))
     outputs[2:, 1] = 1e6
-    changed, _ = attention.attend(queries, attention.keys(outputs, LENGTHS))
+    changed, _ = attention.attend(queries, attention.memory(reference.encoded(outputs), LENGTHS))
     assert torch.equal(context, changed)
 
 
@@ -52,7 +52,7 @@ def test_padding_never_counts_whatever_it_holds(name: str) -> None:
 def test_masked_weights_are_exactly_zero_in_every_type(dtype: torch.dtype) -> None:
     attention = make("multiplicative").to(dtype)
     outputs, queries = (tensor.to(dtype) for tensor in tensors())
-    _, weights = attention.attend(queries, attention.keys(outputs, LENGTHS))
+    _, weights = attention.attend(queries, attention.memory(reference.encoded(outputs), LENGTHS))
     assert not weights[1, :, 2:].any()
     torch.testing.assert_close(weights.float().sum(-1), torch.ones(2, 3), rtol=0, atol=1e-2)
 
@@ -73,7 +73,7 @@ def test_gradients(name: str) -> None:
     attention, (outputs, queries) = make(name), tensors()
 
     def run(outputs: torch.Tensor, queries: torch.Tensor, *_: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return attention.attend(queries, attention.keys(outputs, LENGTHS))
+        return attention.attend(queries, attention.memory(reference.encoded(outputs), LENGTHS))
 
     inputs = (outputs.requires_grad_(), queries.requires_grad_(), *attention.parameters())
     assert gradcheck(run, inputs, fast_mode=True)
@@ -83,7 +83,7 @@ def test_without_attention_the_context_is_empty_and_weights_are_zero() -> None:
     attention = make("none_state")
     assert isinstance(attention, NoAttention)
     outputs, queries = tensors()
-    memory = attention.keys(outputs, LENGTHS)
+    memory = attention.memory(reference.encoded(outputs), LENGTHS)
     assert memory.mask.tolist() == [[True] * 5, [True, True, False, False, False]]
     context, weights = attention.attend(queries, memory)
     assert context.shape == (2, 3, 0)
@@ -93,7 +93,7 @@ def test_without_attention_the_context_is_empty_and_weights_are_zero() -> None:
 
 
 def test_memory_has_the_batch_first() -> None:
-    memory = make("additive").keys(tensors()[0], LENGTHS)
+    memory = make("additive").memory(reference.encoded(tensors()[0]), LENGTHS)
     assert isinstance(memory, Memory)
     assert [tuple(t.shape) for t in memory] == [(2, 5, 4), (2, 5, 6), (2, 5)]
 
@@ -106,10 +106,10 @@ def test_gradients_have_the_same_bits_for_any_number_of_threads(time: int) -> No
         torch.set_num_threads(threads)
         torch.manual_seed(time)
         config = AttentionConfig(name="additive", units=64)
-        attention = reference.randomised(registry.lookup("attention", "additive", "attention.name")(config, 64, 64))
+        attention = reference.randomised(registry.lookup("attention", "additive", "attention.name")(config, 64, 64, 64))
         outputs = torch.randn(time, 128, 64, requires_grad=True)
         query = torch.randn(128, 1, 64, requires_grad=True)
-        memory = attention.keys(outputs, torch.full((128,), time))
+        memory = attention.memory(reference.encoded(outputs), torch.full((128,), time))
         context, _ = attention.attend(query, memory)
         context.backward(torch.randn(128, 1, 64))
         found.append((context.detach(), outputs.grad, query.grad))

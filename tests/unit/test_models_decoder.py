@@ -31,7 +31,7 @@ def make(
     g = torch.Generator().manual_seed(0)
     embedded, outputs = (torch.randn(5, 2, width, dtype=torch.float64, generator=g) for width in (6, 10))
     first = torch.randn(2, decoder.state_units, dtype=torch.float64, generator=g)
-    return decoder, embedded, decoder.attention.keys(outputs, LENGTHS), first
+    return decoder, embedded, decoder.attention.memory(reference.encoded(outputs), LENGTHS), first
 
 
 @pytest.mark.parametrize(("kind", "attention", "layers"), product(KINDS, ATTENTIONS, [1, 3]))
@@ -96,7 +96,7 @@ def test_gradients_with_dropout(kind: str, attention: str) -> None:
     values = memory.values.clone().requires_grad_()
 
     def run(embedded: Tensor, values: Tensor, first: Tensor, *_: Tensor) -> Tensor:
-        keys = decoder.attention.keys(values.transpose(0, 1), LENGTHS)
+        keys = decoder.attention.memory(reference.encoded(values.transpose(0, 1)), LENGTHS)
         return decoder(embedded, keys, first, AddressedDropout(1, 1, 0))
 
     inputs = [embedded.requires_grad_(), values, first.requires_grad_(), *decoder.parameters()]

@@ -59,7 +59,7 @@ def test_lstm_matrices_have_the_limit_of_the_joint_matrix_and_a_zero_bias() -> N
 
 
 def test_the_vector_of_additive_attention_takes_its_length_for_both_fans() -> None:
-    attention = AdditiveAttention(replace(model_config().attention, units=2000), 3, 3)
+    attention = AdditiveAttention(replace(model_config().attention, units=2000), 3, 3, 3)
     assert_uniform(drawn(attention)["v"], math.sqrt(3 / 2000))
     assert_uniform(drawn(attention, UNIFORM)["v"], math.sqrt(3 / 2000))
 
