@@ -119,7 +119,8 @@ class Seq2Seq(nn.Module):
     def encode(self, source: Tensor, lengths: Tensor, dropout: Dropout = NO_DROPOUT) -> Encoded:
         """Encode sentences [batch, time] of `lengths` [batch] tokens (EOS counted); padding holds any valid id."""
         encoded = self._encode(source, lengths, dropout)
-        return Encoded(*self.decoder.memory(encoded, lengths), encoded.final_state)
+        memory = self.decoder.memory(encoded, lengths)
+        return Encoded(memory.keys, memory.values, memory.mask, encoded.final_state)
 
     def start(self, encoded: Encoded, k: int) -> DecoderState:
         """The decoder's state before the first token, for k hypotheses a sentence: tensors [batch, k, …]."""
