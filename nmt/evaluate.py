@@ -158,6 +158,7 @@ def override(config: RunConfig, words: Sequence[str]) -> RunConfig:
 
     from nmt.config import from_dict, to_dict
     from nmt.config.compose import CONF, groups, known_keys, read_yaml
+    from nmt.config.schema import SearchConfig
     from nmt.config.validation import validate
 
     data = OmegaConf.create(to_dict(config))
@@ -168,7 +169,7 @@ def override(config: RunConfig, words: Sequence[str]) -> RunConfig:
             if value not in known:
                 hint = did_you_mean(value, known)
                 raise UserError(f"unknown option '{value}'", where="search", allowed=known, hint=hint)
-            data.search.update(read_yaml(CONF / "search" / f"{value}.yaml"))
+            data.search = asdict(SearchConfig()) | read_yaml(CONF / "search" / f"{value}.yaml")
         elif key not in (keys := known_keys()):
             raise UserError("unknown key", where=key, hint=did_you_mean(key, [*keys, "search"]) or "see --help")
         elif key != "data.test" and not key.startswith(_OVERRIDABLE):

@@ -206,13 +206,33 @@ class LossConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchConfig:
-    """Beam search; beam 1 is greedy."""
+    """Decoding: beam search (beam 1 is greedy) or sampling. Its defaults are those of `conf/search/beam10.yaml`."""
 
+    method: str = key("beam", neutral="beam", choices=("beam", "sample"))
     beam: int = key(10, neutral=None, minimum=1)
+    n_best: int = key(1, neutral=1, minimum=1)
+    finishing: str = key("google", neutral="google", choices=("google", "standard"))
+    stop: str = key("all", neutral="all", choices=("all", "bound", "first_n", "patience"))
+    patience: float = key(1.0, neutral=1.0, above=0.0)
+    penalty: str = key("gnmt", neutral="gnmt", choices=("gnmt", "power", "average", "none"))
     length_penalty: float = key(0.0, neutral=0.0)
+    penalty_counts_eos: bool = key(False, neutral=False)
+    coverage: str = key("none", neutral="none", choices=("none", "wu", "summary"))
+    coverage_weight: float = key(0.0, neutral=0.0, minimum=0.0)
+    min_length: int = key(0, neutral=0, minimum=0)
+    min_length_ratio: float = key(0.0, neutral=0.0, minimum=0.0)
     max_length: int = key(100, neutral=100, minimum=1)
     max_length_ratio: float = key(0.0, neutral=0.0, minimum=0.0)
-    n_best: int = key(1, neutral=1, minimum=1)
+    block_ngrams: int = key(0, neutral=0, minimum=0)
+    block_unknown: bool = key(False, neutral=False)
+    temperature: float = key(1.0, neutral=1.0, above=0.0)
+    top_k: int = key(0, neutral=0, minimum=0)
+    top_p: float = key(1.0, neutral=1.0, above=0.0, maximum=1.0)
+    seed: int = key(1, neutral=1, minimum=0)
+    diverse_groups: int = key(1, neutral=1, minimum=1)
+    diverse_strength: float = key(0.0, neutral=0.0, minimum=0.0)
+    replace_unknown: bool = key(False, neutral=False)
+    dictionary: str = key("", neutral="")
     batch_size: int = key(64, neutral=64, role=PLACEMENT, minimum=1)
 
 

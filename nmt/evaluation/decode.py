@@ -36,11 +36,13 @@ def decode(
     search: SearchConfig,
     device: str = "cpu",
     progress: Progress | None = None,
+    *,
+    attention: bool = False,
 ) -> list[list[Hypothesis]]:
     """The best hypotheses of each sentence, in the order of `sentences`; on a CPU the same bits for every batch size.
 
     Sentences are token numbers without specials. An empty one has one empty hypothesis, and the model is not asked.
-    The model is on `device` and in evaluation mode.
+    The model is on `device` and in evaluation mode. With `attention` each hypothesis carries its attention weights.
     """
     found = [[Hypothesis((), 0.0, 0.0)] for _ in sentences]
     done = sum(len(sentence) == 0 for sentence in sentences)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Protocol
 
 import torch
@@ -36,11 +36,14 @@ class Hypothesis:
     tokens: token numbers without EOS.
     score: log-probability divided by the length penalty, what hypotheses are ranked by.
     log_probability: natural logarithm, the EOS included where the hypothesis ended with one.
+    attention: where it was asked for, [tokens, source tokens] float32 on the CPU: the weights with which each token was
+        chosen, in the order of the source, whose EOS is the last column. Equality of hypotheses does not look at it.
     """
 
     tokens: tuple[int, ...]
     score: float
     log_probability: float
+    attention: Tensor | None = field(default=None, compare=False)
 
 
 class TranslationModel(Protocol):
@@ -190,7 +193,7 @@ class _Beam:
         ]
 
     def _map(self, change: Callable[[Tensor, Tensor], Tensor], other: _Beam) -> _Beam:
-        names = [field.name for field in fields(self) if field.name != "length_penalty"]
+        names = [item.name for item in fields(self) if item.name != "length_penalty"]
         changed: dict[str, Any] = {name: change(getattr(self, name), getattr(other, name)) for name in names}
         return replace(self, **changed)
 
