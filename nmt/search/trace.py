@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class SentenceTrace:
+class SearchTrace:
     """The search of one sentence; the arrays are [steps, slots], with a step for each token chosen.
 
     Row t holds the hypotheses after the (t + 1)-th choice, so the first row's parents are the empty hypothesis. With
@@ -43,9 +43,9 @@ class SentenceTrace:
 
 @dataclass
 class Trace:
-    """Filled by a search it is handed to: a `SentenceTrace` for each sentence of the batch, in order."""
+    """Filled by a search it is handed to: a `SearchTrace` for each sentence of the batch, in order."""
 
-    sentences: list[SentenceTrace] = field(default_factory=list)
+    sentences: list[SearchTrace] = field(default_factory=list)
 
 
 def gather_tree(parents: Sequence[Tensor] | Tensor, steps: Tensor, slots: Tensor) -> Tensor:
