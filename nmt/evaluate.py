@@ -77,8 +77,10 @@ def evaluate_run(
 
     from nmt.data.prepare import prepare
     from nmt.data.tokenizer import to_text
-    from nmt.evaluation.decode import decode
-    from nmt.evaluation.metrics import METRICS, score
+    from nmt.evaluation.catalogue import DECODED, key
+    from nmt.evaluation.decode import decode, teacher_forced
+    from nmt.evaluation.metrics import score
+    from nmt.models.seq2seq import Seq2Seq
     from nmt.training.checkpoint import find_checkpoint, load_model
     from nmt.training.device import prepare_device
     from nmt.training.workload import precision_context
@@ -96,6 +98,10 @@ def evaluate_run(
     with precision_context(config, target):
         n_best = decode(loaded.model, test.source, config.search, target, progress)
     seconds = time.perf_counter() - began
+    forced: dict[str, float] = {}
+    if isinstance(loaded.model, Seq2Seq):
+        with precision_context(config, target):
+            forced = teacher_forced(loaded.model, test, target)._asdict()
     language = config.data.target_language
     lines = [to_text(loaded.target_tokenizer, best.tokens, config.data, language) for best, *_ in n_best]
     scores = score(lines, test.target_text, language)
@@ -106,7 +112,8 @@ def evaluate_run(
         "step": loaded.step,
         "search": asdict(config.search),
         "split": "test",
-        "metrics": {f"test/decode/{name}": scores[name] for name in METRICS},
+        "metrics": {key("test", name): scores[name] for name in DECODED}
+        | {f"test/teacher_forced/{name}": value for name, value in forced.items()},
         "signatures": scores["signatures"],
         "sentences": len(lines),
         "seconds": seconds,
@@ -214,7 +221,12 @@ def main(argv: Sequence[str]) -> int:
 def table(metrics: Mapping[str, Any], signatures: Mapping[str, str]) -> str:
     """A line a metric: name, value, signature."""
     rows = [(name, metrics.get(f"test/decode/{name}", metrics.get(name)), signatures[name]) for name in signatures]
-    return "\n".join(f"{name:<12}{value:>7.2f}  {signature}" for name, value, signature in rows)
+    lines = [f"{name:<12}{value:>7.2f}  {signature}" for name, value, signature in rows]
+    forced = {name: metrics.get(f"test/teacher_forced/{name}") for name in ("token_accuracy", "log_perplexity")}
+    if None not in forced.values():
+        text = "teacher-forced: token accuracy {token_accuracy:.2f}, log-perplexity {log_perplexity:.3f} nats a token"
+        lines.append(text.format(**forced))
+    return "\n".join(lines)
 
 
 def _evaluate_run(options: EvaluateOptions, words: Sequence[str]) -> int:

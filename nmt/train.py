@@ -242,10 +242,20 @@ def _train_in_foreground(config: RunConfig, run_id: str) -> int:
         console.print(f"[red]diverged[/]: {outcome.error}")
     record = outcome.record
     if record:
-        scores = "  ".join(f"{name.rpartition('/')[2]} {value:.2f}" for name, value in record["metrics"].items())
-        print(f"test split: {scores}\nbleu: {record['signatures']['bleu']}")
+        print(_scores(record, config.validation.metric))
         console.print(f"next: nmt translate run={run_id}   nmt evaluate run={run_id} search=beam10", highlight=False)
     return EXIT_CODES[outcome.state]
+
+
+def _scores(record: dict[str, Any], chosen: str) -> str:
+    """The test scores that evaluations showed too, and how the one that chose the checkpoint came about."""
+    from nmt.evaluation.catalogue import decoded_during_training, key
+
+    names = dict.fromkeys((*decoded_during_training(chosen), chosen))
+    known = {name: record["metrics"].get(key("test", name)) for name in names}
+    scores = "  ".join(f"{name} {value:.2f}" for name, value in known.items() if value is not None)
+    signature = record["signatures"].get(chosen)
+    return f"test split: {scores}" + (f"\n{chosen}: {signature}" if signature else "")
 
 
 def _help_on_config() -> str:

@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from nmt.evaluation.catalogue import rank
 from sweeps.plan import PlannedRow, SweepPlan
 from sweeps.results import Replicate, read_replicate
 from sweeps.spec import Published
@@ -79,9 +80,9 @@ class RowResult:
         return next((timing for timing in TIMINGS if timing in self.tokens_per_second), "")
 
     def best_run(self, metric: str) -> Replicate | None:
-        """The replicate with the highest test metric; the earlier seed among equals."""
+        """The replicate with the best test metric; the earlier seed among equals."""
         scored = [replicate for replicate in self.complete if metric in replicate.metrics]
-        return max(scored, key=lambda replicate: (replicate.metrics[metric], -replicate.seed), default=None)
+        return max(scored, key=lambda one: (rank(metric, one.metrics[metric]), -one.seed), default=None)
 
 
 def aggregate(plan: SweepPlan) -> list[RowResult]:

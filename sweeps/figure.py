@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from nmt.evaluation.catalogue import METRICS
 from sweeps.aggregate import RowResult
 from sweeps.plan import SweepPlan
 
@@ -15,13 +16,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK, MUTED, GRID, POINT, BASELINE, PUBLISHED = "#1b1f24", "#59636e", "#e6e9ec", "#2f6fb3", "#9a6a00", "#a03050"
-_METRIC_NAMES = {
-    "bleu": "BLEU",
-    "bleu_lc": "BLEU, lower-cased",
-    "bleu_tok": "BLEU, tokenised",
-    "bleu_tok_lc": "BLEU, tokenised and lower-cased",
-    "chrf": "chrF",
-}
 TITLE_WIDTH = 84  # characters
 SPREAD = 0.11  # vertical distance between points of one row, so that equal scores stay two points
 
@@ -112,7 +106,7 @@ def _name(row: RowResult) -> str:
 def _axis_title(results: Sequence[RowResult], metric: str) -> str:
     sentences = {replicate.sentences for row in results for replicate in row.complete if replicate.sentences}
     count = f", {sentences.pop():,} sentences" if len(sentences) == 1 else ""
-    return f"{_METRIC_NAMES.get(metric, metric)} (test split{count})"
+    return f"{METRICS[metric].title} (test split{count})"
 
 
 def _legend(figure: Figure, axes: Axes) -> None:

@@ -22,6 +22,7 @@ from nmt.config import from_dict
 from nmt.config.identity import canonical, digest
 from nmt.config.schema import DECODE, PLACEMENT, TRAIN, RunConfig
 from nmt.errors import UserError
+from nmt.evaluation.catalogue import best_form, key
 from nmt.runs import RunStatus, RunStore
 from sweeps.aggregate import describe
 from sweeps.curves import CurveReader, Point
@@ -113,7 +114,7 @@ class ExperimentMirror:
     def _choose_columns(self) -> None:
         # MLflow hides every metric from its table until somebody picks it. This tag is what its "Share" button writes.
         metric = self.configurations[0].metric if self.configurations else "bleu"
-        metrics = (f"{metric}_mean", f"{metric}_sd", f"{metric}_max", "n", "parameters")
+        metrics = (*(f"{metric}_{form}" for form in ("mean", "sd", best_form(metric))), "n", "parameters")
         columns = [f"tags.`{metric}`", *(f"metrics.`{name}`" for name in metrics)]
         widths = dict(zip(columns, (190, 110, 110, 110, 60, 120), strict=True))
         # Any other order than by time would take the replicates out of their configurations.
@@ -200,12 +201,13 @@ class _ConfigurationMirror:
         for name in dict.fromkeys(name for result in done for name in result.metrics):
             found = describe(result.metrics.get(name) for result in done)
             assert found is not None
-            metrics[f"test/decode/{name}"] = found.mean
+            metrics[key("test", name)] = found.mean
             if name == self.metric:
-                numbers = {"mean": found.mean, "sd": found.sd, "max": found.max}
+                best = getattr(found, best_form(name))
+                numbers = {"mean": found.mean, "sd": found.sd, best_form(name): best}
                 metrics |= {f"{name}_{form}": _short(number) for form, number in numbers.items()}
                 spread = "" if found.sd is None else f" ± {found.sd:.2f}"
-                self.run.set_tags({name: f"{found.mean:.2f}{spread} ({found.max:.2f})"})
+                self.run.set_tags({name: f"{found.mean:.2f}{spread} ({best:.2f})"})
         metrics["parameters"] = next((one.parameters for one in done if one.parameters is not None), None)
         end = max((one.heartbeat for one in self.replicates), default=0)
         self.run.set_metrics(metrics)
@@ -370,9 +372,7 @@ class _ReplicateMirror:
         # Without a slash: MLflow makes a section of charts of what stands before one.
         best = {name.rpartition("/")[2]: value for name, value in (result.get("best") or {}).get("metrics", {}).items()}
         metrics = {f"best_val_{name}": best.get(name) for name in (self._config.validation.metric, "log_perplexity")}
-        metrics |= {
-            f"test/decode/{name}": value for name, value in (self.result.metrics if self.result else {}).items()
-        }
+        metrics |= {key("test", name): value for name, value in (self.result.metrics if self.result else {}).items()}
         metrics |= {f"convergence_{name}": value for name, value in (result.get("convergence") or {}).items()}
         metrics |= {name: result.get(name) for name in ("parameters", "tokens_per_second", "peak_memory_bytes")}
         return {name: value for name, value in metrics.items() if isinstance(value, int | float)}

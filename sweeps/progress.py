@@ -10,6 +10,7 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
+from nmt.evaluation.catalogue import key
 from nmt.runs import RunStatus
 from sweeps.plan import PlannedRun, SweepPlan
 from sweeps.results import read_replicate
@@ -57,7 +58,7 @@ class PlainProgress:
                 again = f" (attempt {status.attempts})" if status.attempts > 1 else ""
                 self._line(run, f"started{again} at step {status.step}")
             if status.latest and (status.latest, status.attempts) != (before.latest, before.attempts):
-                score = status.latest.get(f"val/decode/{self.metric}", float("nan"))
+                score = status.latest.get(key("val", self.metric), float("nan"))
                 self._line(
                     run,
                     f"step {status.step}/{status.max_steps}  validation {self.metric} {score:.2f}  "
@@ -117,7 +118,7 @@ class LiveProgress:
         for run in self._visible():
             status = self.statuses[run.run_id]
             colour = COLOURS.get(status.state, "dim")
-            score = status.latest.get(f"val/decode/{self.metric}")
+            score = status.latest.get(key("val", self.metric))
             table.add_row(
                 run.label,
                 str(run.config.seed),

@@ -8,10 +8,10 @@ from typing import Any
 
 from nmt.config import RunConfig, decode_id
 from nmt.config.identity import run_id
+from nmt.evaluation.catalogue import METRICS, key
 from nmt.runs import RunStore
 
 LOG_PERPLEXITY = "val/teacher_forced/log_perplexity"
-TEST_PREFIX = "test/decode/"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,9 +70,9 @@ def read_replicate(store: RunStore, config: RunConfig, name: str | None = None) 
         reason=result.get("reason") or "",
         error=status.error,
         metrics={
-            key.removeprefix(TEST_PREFIX): value
-            for key, value in record.get("metrics", {}).items()
-            if key.startswith(TEST_PREFIX)
+            metric: value
+            for metric in METRICS
+            if (value := record.get("metrics", {}).get(key("test", metric))) is not None  # an older record has fewer
         },
         signatures=record.get("signatures", {}),
         decode_id=wanted,

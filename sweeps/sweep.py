@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from nmt import registry
 from nmt.arguments import option, parse
 from nmt.config import to_dict, train_id
+from nmt.evaluation.catalogue import rank
 from nmt.training.tracker import Tracker
 from sweeps.plan import SweepPlan, make_plan
 from sweeps.spec import available_sweeps, load_spec
@@ -214,7 +215,7 @@ def _next_steps(plan: SweepPlan, results: Sequence[RowResult], report: Report, c
     if not missing:
         lines.append(("add replicates", f"{words} replicates={plan.config.replicates + 1}"))
     if best:
-        winner = max(best, key=lambda run: run.metrics[metric])
+        winner = max(best, key=lambda run: rank(metric, run.metrics[metric]))
         lines.append(("translate", f"nmt translate run={winner.run_id}{runs} < text"))
     for what, how in lines:
         _say(console, f"{what:<16}{how}")

@@ -12,6 +12,7 @@ from rich.console import Group
 from rich.table import Table as ScreenTable
 from rich.text import Text
 
+from nmt.evaluation.catalogue import best_form
 from sweeps.aggregate import TIMINGS, RowResult, Statistics
 from sweeps.plan import SweepPlan
 
@@ -42,7 +43,7 @@ def make_table(plan: SweepPlan, results: Sequence[RowResult]) -> Table:
     letters = {text: _letter(number) for number, text in enumerate(texts)}
     columns: list[tuple[str, bool, list[str]]] = [
         ("row", False, [_label(plan, row) for row in results]),
-        (f"test {metric}", True, [statistics_cell(row.metrics.get(metric)) for row in results]),
+        (f"test {metric}", True, [statistics_cell(row.metrics.get(metric), best_form(metric)) for row in results]),
         ("published", True, [_published(row) for row in results]),
         ("n", True, [str(len(row.complete)) for row in results]),
         ("params M", True, [_millions(row.parameters) for row in results]),
@@ -62,13 +63,13 @@ def make_table(plan: SweepPlan, results: Sequence[RowResult]) -> Table:
     )
 
 
-def statistics_cell(values: Statistics | None) -> str:
-    """`mean ± sd (max)` with two decimals; without ± for a single value."""
+def statistics_cell(values: Statistics | None, best: str = "max") -> str:
+    """`mean ± sd (max)` with two decimals; without ± for a single value. `best` is `min` for an error rate."""
     if values is None:
         return NOTHING
     if values.sd is None:
         return f"{values.mean:.2f}"
-    return f"{values.mean:.2f} ± {values.sd:.2f} ({values.max:.2f})"
+    return f"{values.mean:.2f} ± {values.sd:.2f} ({getattr(values, best):.2f})"
 
 
 def marks(row: RowResult) -> list[str]:
@@ -164,7 +165,7 @@ def _record(row: RowResult, metrics: Sequence[str]) -> dict[str, object]:
 
 
 def _notes(plan: SweepPlan, results: Sequence[RowResult], metric: str) -> list[str]:
-    notes = ["mean ± sd (max) over n replicates; sd in the sample form (n - 1)"]
+    notes = [f"mean ± sd ({best_form(metric)}) over n replicates; sd in the sample form (n - 1)"]
     signature = next((r.signatures[metric] for row in results for r in row.complete if metric in r.signatures), "")
     if signature:
         notes.append(f"{metric}: {signature}")

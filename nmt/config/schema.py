@@ -15,6 +15,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from nmt.evaluation.catalogue import CHOOSING
+
 TRAIN, DECODE, PLACEMENT = "train", "decode", "placement"
 
 
@@ -243,7 +245,7 @@ class ValidationConfig:
     every_steps: int = key(1000, neutral=0, minimum=0)
     every_minutes: float = key(0.0, neutral=0.0, minimum=0.0)
     max_sentences: int = key(0, neutral=0, minimum=0)
-    metric: str = key("bleu", neutral="bleu", choices=("bleu", "bleu_lc", "bleu_tok", "bleu_tok_lc", "chrf"))
+    metric: str = key("bleu", neutral="bleu", choices=CHOOSING)
     patience: int = key(0, neutral=0, minimum=0)
     search: SearchConfig = section(SearchConfig)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -61,32 +61,46 @@ def decode(
     return found
 
 
-@torch.inference_mode()
-def log_perplexity(
-    model: Seq2Seq, encoded: EncodedText, device: str = "cpu", *, limit: int | None = None, batch_size: int = 64
-) -> float:
-    """Mean negative log-likelihood of the reference under teacher forcing, in nats per target token (EOS counted).
+class TeacherForced(NamedTuple):
+    """How a model continues the reference itself, over all target tokens, EOS counted.
 
-    Without label smoothing. Token losses are added exactly, so on a CPU the batch size does not change a bit. `limit`
-    scores the first sentences only. Raises ValueError where there are none.
+    log_perplexity: mean negative log-likelihood, in nats. token_accuracy: tokens that are its first choice, in percent.
+    """
+
+    log_perplexity: float
+    token_accuracy: float
+
+
+@torch.inference_mode()
+def teacher_forced(
+    model: Seq2Seq, encoded: EncodedText, device: str = "cpu", *, limit: int | None = None, batch_size: int = 64
+) -> TeacherForced:
+    """Score the reference under teacher forcing, without label smoothing.
+
+    Token losses are added exactly, so on a CPU the batch size does not change a bit. `limit` scores the first sentences
+    only. Raises ValueError where there are none.
     """
     count = len(encoded.source) if limit is None else min(limit, len(encoded.source))
     sources, targets = ([side[number] for number in range(count)] for side in (encoded.source, encoded.target))
     classes = [(_length_class(one), _length_class(other)) for one, other in zip(sources, targets, strict=True)]
     losses: list[float] = []
+    right = 0
     for numbers, (source_width, target_width) in _batches(classes, batch_size):
         filled = numbers + numbers[-1:] * (STABLE_ROWS - len(numbers))  # copies, which do not count
         source, source_lengths = _with_eos([sources[number] for number in filled], source_width)
         target, target_lengths = _with_eos([targets[number] for number in filled], target_width)
         shifted = torch.cat((torch.full_like(target[:, :1], SOS), target[:, :-1]), dim=1)
-        batch = Batch(source, source_lengths, shifted, target, target_lengths)
-        token_losses = model(Batch(*(tensor.to(device) for tensor in batch)))
+        tensors = (source, source_lengths, shifted, target, target_lengths)
+        batch: Any = Batch(*(tensor.to(device) for tensor in tensors))
+        token_losses, hits = model.score(batch)
         real = torch.arange(target_width).unsqueeze(1) < target_lengths  # [time, batch], the order of the losses
-        sentence = torch.arange(len(filled)).expand_as(real)[real]
-        losses += token_losses.cpu()[sentence < len(numbers)].tolist()
+        counts = torch.arange(len(filled)).expand_as(real)[real] < len(numbers)
+        losses += token_losses.cpu()[counts].tolist()
+        right += int(hits.cpu()[counts].sum())
     if not losses:
         raise ValueError("no sentence to score")
-    return math.fsum(losses) / len(losses) if all(map(math.isfinite, losses)) else math.nan
+    mean = math.fsum(losses) / len(losses) if all(map(math.isfinite, losses)) else math.nan
+    return TeacherForced(mean, 100.0 * right / len(losses))
 
 
 def _length_class(sentence: np.ndarray) -> int:

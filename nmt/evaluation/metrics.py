@@ -6,55 +6,99 @@ Figures of different tokenisations are not on one scale, so each has a name of i
 - `bleu_tok`, `bleu_tok_lc`: on Moses-tokenised text, cased and lower-cased; the kind of figure that multi-bleu.perl
   gives and that the published tables hold.
 - `chrf`: chrF2, character n-grams (Popović 2015).
+- `ter`: translation edit rate (Snover et al. 2006), edits and shifts for each reference word; lower is better.
+- `rouge1`, `rouge2`, `rougeL`: F of ROUGE, for summaries; with `_p` and `_r` precision and recall.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache, lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
-METRICS = ("bleu", "bleu_lc", "bleu_tok", "bleu_tok_lc", "chrf")
+from nmt.evaluation.catalogue import DECODED
+from nmt.evaluation.rouge import rouge
+from nmt.evaluation.rouge import signature as rouge_signature
 
 
-def score(hypotheses: Sequence[str], references: Sequence[str], target_language: str) -> dict[str, Any]:
-    """Every metric of `METRICS` (0 to 100), and their `signatures` under the same names.
+class Corpus(NamedTuple):
+    """Decoded text, its references, and the language of both (`de`), which chooses the Moses rules."""
 
-    `target_language` (`de`) chooses the Moses rules. What is computed of the references alone is kept between calls.
-    Raises ValueError for unequal numbers of lines or none.
+    hypotheses: tuple[str, ...]
+    references: tuple[str, ...]
+    language: str
+
+
+def score(
+    hypotheses: Sequence[str], references: Sequence[str], target_language: str, names: Sequence[str] = DECODED
+) -> dict[str, Any]:
+    """The metrics called `names` in percent, and their `signatures` under the same names.
+
+    What is computed of the references alone is kept between calls. Raises ValueError for unequal numbers of lines or
+    none.
     """
     if len(hypotheses) != len(references) or not hypotheses:
         raise ValueError(f"{len(hypotheses)} hypotheses for {len(references)} references")
-    metrics = _metrics(tuple(references), target_language)
-    tokenised = [_tokenise(text, target_language) for text in hypotheses]
-    result: dict[str, Any] = {"signatures": {}}
-    for name in METRICS:
-        metric = metrics[name]
-        on_tokens = name.startswith("bleu_tok")
-        result[name] = float(metric.corpus_score(tokenised if on_tokens else list(hypotheses), None).score)
-        signature = str(metric.get_signature())
-        result["signatures"][name] = f"{signature}|{_moses_signature(target_language)}" if on_tokens else signature
-    return result
+    corpus = Corpus(tuple(hypotheses), tuple(references), target_language)
+    result: dict[str, Any] = {}
+    signatures: dict[str, str] = {}
+    for name in names:
+        family = next(family for beginning, family in _FAMILIES.items() if name.startswith(beginning))
+        result[name], signatures[name] = family(name, corpus)
+    return result | {"signatures": signatures}
+
+
+def _plain(name: str, corpus: Corpus) -> tuple[float, str]:
+    metric = _sacrebleu(name, corpus.references)
+    return float(metric.corpus_score(list(corpus.hypotheses), None).score), str(metric.get_signature())
+
+
+def _tokenised(name: str, corpus: Corpus) -> tuple[float, str]:
+    language = corpus.language
+    metric = _sacrebleu(name, _tokenise_all(corpus.references, language))
+    value = float(metric.corpus_score(list(_tokenise_all(corpus.hypotheses, language)), None).score)
+    return value, f"{metric.get_signature()}|{_moses_signature(language)}"
+
+
+def _rouge(name: str, corpus: Corpus) -> tuple[float, str]:
+    variant, _, part = name.partition("_")
+    value = getattr(_overlap(corpus.hypotheses, corpus.references, variant), _PARTS[part])
+    return value, f"{rouge_signature()}|part:{_PARTS[part]}"
+
+
+_PARTS = {"": "f", "p": "precision", "r": "recall"}
+_FAMILIES: dict[str, Callable[[str, Corpus], tuple[float, str]]] = {
+    "bleu_tok": _tokenised,
+    "bleu": _plain,
+    "chrf": _plain,
+    "ter": _plain,
+    "rouge": _rouge,
+}
+
+
+@lru_cache(maxsize=16)
+def _sacrebleu(name: str, references: tuple[str, ...]) -> Any:
+    from sacrebleu.metrics import BLEU, CHRF, TER
+
+    references_by_set = [list(references)]
+    if name == "chrf":
+        return CHRF(references=references_by_set)
+    if name == "ter":
+        return TER(references=references_by_set)
+    tokenizer = "none" if name.startswith("bleu_tok") else "13a"
+    # `force` only silences a warning about text that looks tokenised.
+    return BLEU(tokenize=tokenizer, lowercase=name.endswith("_lc"), force=True, references=references_by_set)
 
 
 @lru_cache(maxsize=4)
-def _metrics(references: tuple[str, ...], language: str) -> dict[str, Any]:
-    from sacrebleu.metrics import BLEU, CHRF
-
-    plain = [list(references)]
-    tokenised = [[_tokenise(text, language) for text in references]]
-    # `force` only silences a warning about text that looks tokenised.
-    return {
-        "bleu": BLEU(tokenize="13a", force=True, references=plain),
-        "bleu_lc": BLEU(tokenize="13a", lowercase=True, force=True, references=plain),
-        "bleu_tok": BLEU(tokenize="none", force=True, references=tokenised),
-        "bleu_tok_lc": BLEU(tokenize="none", lowercase=True, force=True, references=tokenised),
-        "chrf": CHRF(references=plain),
-    }
+def _overlap(hypotheses: tuple[str, ...], references: tuple[str, ...], variant: str) -> Any:
+    return rouge(hypotheses, references, variant)
 
 
-def _tokenise(text: str, language: str) -> str:
-    return str(_moses(language).tokenize(text, return_str=True, escape=False))
+@lru_cache(maxsize=4)
+def _tokenise_all(lines: tuple[str, ...], language: str) -> tuple[str, ...]:
+    moses = _moses(language)
+    return tuple(str(moses.tokenize(line, return_str=True, escape=False)) for line in lines)
 
 
 @cache

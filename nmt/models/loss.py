@@ -54,6 +54,21 @@ def token_losses(
     return losses_from(merged, len(bias), label_smoothing)
 
 
+def scored_tokens(
+    hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, chunks: int = 1
+) -> tuple[Tensor, Tensor]:
+    """Loss of each token in nats, without smoothing, and whether the target is the model's first choice: [tokens] each.
+
+    The losses are those of `token_losses`, bit for bit. Of equally likely tokens the first is the choice.
+    """
+    if chunks == 1:
+        logits = _at_least_float32(F.linear(hidden, weight, bias))
+        return F.cross_entropy(logits, targets, reduction="none"), logits.argmax(dim=-1) == targets
+    pieces = zip(weight.tensor_split(chunks), bias.tensor_split(chunks), strict=True)
+    logits = torch.cat([F.linear(hidden, weight_chunk, bias_chunk) for weight_chunk, bias_chunk in pieces], dim=-1)
+    return token_losses(hidden, weight, bias, targets, chunks=chunks), logits.argmax(dim=-1) == targets
+
+
 def chunk_statistics(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, start: int) -> ChunkStatistics:
     """Statistics of the vocabulary entries from `start` on; `weight` and `bias` are those of these entries only."""
     logits = _at_least_float32(F.linear(hidden, weight, bias))

@@ -20,7 +20,7 @@ from nmt.models.dropout import NO_DROPOUT, Dropout
 from nmt.models.encoder import EncoderOutput
 from nmt.models.initialisation import initialise
 from nmt.models.layers import Affine, Table
-from nmt.models.loss import ordered_sum, token_losses
+from nmt.models.loss import ordered_sum, scored_tokens, token_losses
 
 
 class Encoded(NamedTuple):
@@ -145,6 +145,12 @@ class Seq2Seq(nn.Module):
         tokens = int(batch.target_lengths.sum())
         return self._losses(mix, batch, tokens, label_smoothing)
 
+    def score(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """What `forward` gives without dropout, and whether each token is the model's first choice: [tokens] each."""
+        mix = self._decode(batch, self._encode(batch.source, batch.source_lengths, NO_DROPOUT), NO_DROPOUT)
+        hidden, targets = _real_tokens(mix, batch, int(batch.target_lengths.sum()))
+        return scored_tokens(hidden, self.output.weight, self.output.bias, targets, self.loss_config.vocab_chunks)
+
     def stages(self) -> list[ModelStage]:
         """Encoder, decoder, and output layer with the loss, for a `distributed.strategy.Workload`.
 
@@ -176,15 +182,21 @@ class Seq2Seq(nn.Module):
         return dropout("mix", mix, self.config.dropout_mix)
 
     def _losses(self, mix: Tensor, batch: Batch, tokens: int, label_smoothing: float) -> Tensor:
-        """Losses of the real tokens only, time by time; their number is known, so nothing waits for the device."""
-        time = mix.shape[0]
-        real = torch.arange(time, device=mix.device).unsqueeze(1) < batch.target_lengths
-        rows = torch.nonzero_static(real.flatten(), size=tokens).squeeze(1)
-        hidden = F.embedding(rows, mix.flatten(0, 1))  # a row look-up whose gradient is far faster than index_select's
-        targets = batch.target_output.t().flatten()[rows]
+        hidden, targets = _real_tokens(mix, batch, tokens)
         return token_losses(
             hidden, self.output.weight, self.output.bias, targets, label_smoothing, self.loss_config.vocab_chunks
         )
+
+
+def _real_tokens(mix: Tensor, batch: Batch, tokens: int) -> tuple[Tensor, Tensor]:
+    """Rows of `mix` [time, batch, h] at the real target tokens, time by time, and these tokens: [tokens, h], [tokens].
+
+    Their number is known, so nothing waits for the device.
+    """
+    real = torch.arange(mix.shape[0], device=mix.device).unsqueeze(1) < batch.target_lengths
+    rows = torch.nonzero_static(real.flatten(), size=tokens).squeeze(1)
+    hidden = F.embedding(rows, mix.flatten(0, 1))  # a row look-up whose gradient is far faster than index_select's
+    return hidden, batch.target_output.t().flatten()[rows]
 
 
 def build_model(

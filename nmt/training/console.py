@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from nmt.config.schema import RunConfig
+from nmt.evaluation.catalogue import key
 from nmt.training.observers import Record, SilentObserver
 from nmt.training.state import RunState
 
@@ -61,7 +62,7 @@ class ConsoleObserver(SilentObserver):
     def evaluated(self, record: Record) -> None:
         """Print the decoded metric and the teacher-forced log-perplexity of a validation."""
         self.console.print(
-            f"step {record['step']:>7}  validation {self._metric} {record[f'val/decode/{self._metric}']:.2f}  "
+            f"step {record['step']:>7}  validation {self._metric} {record[key('val', self._metric)]:.2f}  "
             f"log-perplexity {record['val/teacher_forced/log_perplexity']:.3f} (teacher-forced)  "
             f"after {record['seconds'] / 60:.1f} min of training{'  [green]best[/]' if record['best'] else ''}",
             highlight=False,

@@ -15,6 +15,7 @@ import torch
 
 from distributed.strategy import StepStats, Strategy
 from nmt.config.schema import RunConfig
+from nmt.evaluation.catalogue import improves, key
 from nmt.runs import FORMAT_VERSION, RunStatus, RunStore
 from nmt.training.checkpoint import (
     check_identity,
@@ -167,8 +168,9 @@ class Trainer:
 
     def _rank(self, metrics: Mapping[str, float], digest: str) -> bool:
         state, schedule = self.state, self.config.schedule
-        metric = f"val/decode/{self.config.validation.metric}"
-        if state.best is None or metrics[metric] > state.best.metrics[metric]:
+        name = self.config.validation.metric
+        metric = key("val", name)
+        if state.best is None or improves(name, metrics[metric], state.best.metrics[metric]):
             state.best = Best(state.step, digest, dict(metrics), state.target_tokens, state.seconds)
             state.evaluations_since_best = state.evaluations_since_decay = 0
             return True

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from nmt.config.schema import RunConfig
 from nmt.data.prepare import PreparedData
 from nmt.data.tokenizer import to_text
-from nmt.evaluation.decode import decode
-from nmt.evaluation.decode import log_perplexity as teacher_forced_log_perplexity
+from nmt.evaluation.catalogue import decoded_during_training, key
+from nmt.evaluation.decode import decode, teacher_forced
 from nmt.evaluation.metrics import score
 from nmt.models.seq2seq import Seq2Seq
 from nmt.training.workload import precision_context
@@ -25,15 +23,20 @@ class Validation:
         self.count = min(config.validation.max_sentences or count, count)
 
     def __call__(self, model: torch.nn.Module) -> dict[str, float]:
-        """`val/decode/<metric>` for every metric, and `val/teacher_forced/log_perplexity` in nats per token."""
+        """Scores by their names in records: the quick ones and that which chooses the checkpoint.
+
+        Beside `val/decode/<metric>` stand `val/teacher_forced/log_perplexity`, in nats per token, and
+        `val/teacher_forced/token_accuracy`.
+        """
         assert isinstance(model, Seq2Seq)
         split, config, tokenizer = self.prepared.validation, self.config, self.prepared.target_tokenizer
         with precision_context(config, self.device):
             n_best = decode(model, split.source[: self.count], config.validation.search, self.device)
-            log_perplexity = teacher_forced_log_perplexity(model, split, self.device, limit=self.count)
+            forced = teacher_forced(model, split, self.device, limit=self.count)
         hypotheses = [
             to_text(tokenizer, hypotheses[0].tokens, config.data, config.data.target_language) for hypotheses in n_best
         ]
-        scores = score(hypotheses, split.target_text[: self.count], config.data.target_language)
-        record: dict[str, Any] = {f"val/decode/{name}": value for name, value in scores.items() if name != "signatures"}
-        return record | {"val/teacher_forced/log_perplexity": log_perplexity}
+        names = decoded_during_training(config.validation.metric)
+        scores = score(hypotheses, split.target_text[: self.count], config.data.target_language, names)
+        decoded = {key("val", name): float(scores[name]) for name in names}
+        return decoded | {f"val/teacher_forced/{name}": value for name, value in forced._asdict().items()}

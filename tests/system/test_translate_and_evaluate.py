@@ -194,7 +194,9 @@ def test_training_leaves_the_decoded_test_split(runs: Path, run_id: str) -> None
     assert record["decode_id"] == path.stem
     assert record["split"] == "test" and record["search"]["beam"] == 1
     assert set(record["metrics"]) == {
-        f"test/decode/{m}" for m in ("bleu", "bleu_lc", "bleu_tok", "bleu_tok_lc", "chrf")
+        *(f"test/decode/{name}" for name in ("bleu", "bleu_lc", "bleu_tok", "bleu_tok_lc", "chrf", "ter")),
+        *(f"test/decode/rouge{n}{part}" for n in "12L" for part in ("", "_p", "_r")),
+        *(f"test/teacher_forced/{name}" for name in ("token_accuracy", "log_perplexity")),
     }
     assert "tok:13a" in record["signatures"]["bleu"]
     lines = path.with_suffix(".txt").read_text().splitlines()

@@ -16,11 +16,12 @@ from nmt.config.schema import (
     DecoderConfig,
     EmbeddingConfig,
     EncoderConfig,
+    LossConfig,
     ModelConfig,
     SearchConfig,
 )
 from nmt.data.vocabulary import EOS, SOS
-from nmt.evaluation.decode import decode, log_perplexity
+from nmt.evaluation.decode import decode, teacher_forced
 from nmt.models.seq2seq import Seq2Seq, build_model
 from nmt.search.beam import Hypothesis, beam_search
 
@@ -125,13 +126,13 @@ def test_progress_counts_every_sentence() -> None:
 
 
 @pytest.mark.parametrize("kind", MODELS)
-def test_log_perplexity_is_the_mean_over_target_tokens(kind: str) -> None:
+def test_teacher_forced_figures_are_means_over_target_tokens(kind: str) -> None:
     model = random_model(kind)
     encoded = SimpleNamespace(source=random_sentences(40, seed=1), target=random_sentences(40, seed=2))
-    values = {log_perplexity(model, encoded, batch_size=size) for size in (1, 7, 100)}
+    values = {teacher_forced(model, encoded, batch_size=size) for size in (1, 7, 100)}
     assert len(values) == 1
 
-    losses = []
+    losses, right = [], 0
     for source, target in zip(encoded.source, encoded.target, strict=True):
         with torch.inference_mode():
             memory = model.encode(*batch_of([source.tolist()]))
@@ -139,18 +140,32 @@ def test_log_perplexity_is_the_mean_over_target_tokens(kind: str) -> None:
             for token in [*target.tolist(), EOS]:
                 logits, state, _ = model.step(torch.tensor([[previous]]), state, memory)
                 losses.append(-float(torch.log_softmax(logits[0, 0], dim=0)[token]))
+                right += int(logits[0, 0].argmax()) == token
                 previous = token
-    assert values.pop() == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+    found = values.pop()
+    assert found.log_perplexity == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+    assert 0 < right < len(losses)
+    assert found.token_accuracy == 100 * right / len(losses)
 
 
-def test_log_perplexity_of_the_first_sentences_only() -> None:
+def test_chunks_of_the_vocabulary_change_no_choice() -> None:
+    whole = random_model("gru, multiplicative")
+    chunked = Seq2Seq(whole.config, VOCABULARY, VOCABULARY, LossConfig(vocab_chunks=3))
+    chunked.load_state_dict(whole.state_dict())
+    encoded = SimpleNamespace(source=random_sentences(9, seed=1), target=random_sentences(9, seed=2))
+    one, other = teacher_forced(whole, encoded), teacher_forced(chunked, encoded)
+    assert one.log_perplexity == pytest.approx(other.log_perplexity, rel=1e-6)
+    assert one.token_accuracy == other.token_accuracy
+
+
+def test_teacher_forced_figures_of_the_first_sentences_only() -> None:
     model = random_model("gru, multiplicative")
     source, target = random_sentences(20, seed=1), random_sentences(20, seed=2)
     whole = SimpleNamespace(source=source, target=target)
     first = SimpleNamespace(source=source[:5], target=target[:5])
-    assert log_perplexity(model, whole, limit=5) == log_perplexity(model, first)
+    assert teacher_forced(model, whole, limit=5) == teacher_forced(model, first)
     with pytest.raises(ValueError, match="no sentence"):
-        log_perplexity(model, whole, limit=0)
+        teacher_forced(model, whole, limit=0)
 
 
 def test_log_perplexity_of_a_uniform_model_is_the_logarithm_of_the_vocabulary() -> None:
@@ -159,7 +174,9 @@ def test_log_perplexity_of_a_uniform_model_is_the_logarithm_of_the_vocabulary() 
         model.output.weight.zero_()
         model.output.bias.zero_()
     encoded = SimpleNamespace(source=random_sentences(3), target=random_sentences(3, seed=5))
-    assert log_perplexity(model, encoded) == pytest.approx(math.log(VOCABULARY), rel=1e-6)
+    found = teacher_forced(model, encoded)
+    assert found.log_perplexity == pytest.approx(math.log(VOCABULARY), rel=1e-6)
+    assert found.token_accuracy == 0  # among equals the first is the choice, and no reference holds UNK
 
 
 def test_log_perplexity_of_a_broken_model_is_not_a_number() -> None:
@@ -167,5 +184,5 @@ def test_log_perplexity_of_a_broken_model_is_not_a_number() -> None:
     with torch.no_grad():
         model.output.bias.fill_(math.nan)
     encoded = SimpleNamespace(source=random_sentences(3), target=random_sentences(3))
-    assert math.isnan(log_perplexity(model, encoded))
+    assert math.isnan(teacher_forced(model, encoded).log_perplexity)
     assert all(len(hypotheses) == 1 for hypotheses in decode(model, encoded.source, SearchConfig(beam=3, max_length=4)))

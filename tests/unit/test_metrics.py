@@ -3,7 +3,10 @@ from __future__ import annotations
 import pytest
 import sacrebleu
 
-from nmt.evaluation.metrics import METRICS, score
+from nmt.evaluation.catalogue import DECODED, METRICS, decoded_during_training
+from nmt.evaluation.metrics import score
+
+PERFECT = {name: 0.0 if METRICS[name].lower_is_better else 100.0 for name in DECODED}
 
 REFERENCES = [
     "Ein Mann mit einem orangefarbenen Hut, der etwas anstarrt.",
@@ -36,9 +39,9 @@ def test_tokenised_figures_cut_punctuation_off() -> None:
     assert found["bleu_tok"] == pytest.approx(100 * product**0.25)
 
 
-def test_a_perfect_text_scores_100_everywhere() -> None:
+def test_a_perfect_text_has_the_best_score_everywhere() -> None:
     found = score(REFERENCES, REFERENCES, "de")
-    assert {name: found[name] for name in METRICS} == pytest.approx(dict.fromkeys(METRICS, 100.0))
+    assert {name: found[name] for name in DECODED} == pytest.approx(PERFECT)
 
 
 def test_case_counts_only_in_cased_figures() -> None:
@@ -51,7 +54,7 @@ def test_case_counts_only_in_cased_figures() -> None:
 
 def test_signatures_say_how_each_figure_came_about() -> None:
     signatures = score(HYPOTHESES, REFERENCES, "de")["signatures"]
-    assert list(signatures) == list(METRICS)
+    assert list(signatures) == list(DECODED)
     assert "case:mixed" in signatures["bleu"] and "tok:13a" in signatures["bleu"]
     assert "case:lc" in signatures["bleu_lc"] and "tok:13a" in signatures["bleu_lc"]
     assert "case:mixed" in signatures["bleu_tok"] and "tok:none" in signatures["bleu_tok"]
@@ -68,11 +71,41 @@ def test_kept_references_do_not_leak_into_other_texts() -> None:
 
 def test_empty_hypotheses_score_nothing() -> None:
     found = score([""] * 3, REFERENCES, "de")
-    assert {name: found[name] for name in METRICS} == dict.fromkeys(METRICS, 0.0)
+    worst = {name: 100.0 - value for name, value in PERFECT.items()}  # TER: every reference word is an insertion
+    assert {name: found[name] for name in DECODED} == worst
 
 
 def test_a_text_without_language_is_scored_too() -> None:
     assert score(["a b c d e"], ["a b c d e"], "")["bleu_tok"] == pytest.approx(100.0)
+
+
+def test_ter_counts_edits_and_shifts_by_hand() -> None:
+    """One word replaced and one left out of 6, none of 4; then a phrase moved as a whole, which is one edit."""
+    references = ["the cat sat on the mat", "dogs bark at night"]
+    found = score(["the dog sat on mat", "dogs bark at night"], references, "en", ["ter"])
+    assert found["ter"] == pytest.approx(100 * 2 / 10)
+    moved = score(["c d e a b"], ["a b c d e"], "en", ["ter"])
+    assert moved["ter"] == pytest.approx(100 * 1 / 5)
+    assert "tok:tercom" in found["signatures"]["ter"]
+
+
+def test_ter_may_pass_100() -> None:
+    assert score(["x y z w"], ["a"], "en", ["ter"])["ter"] == pytest.approx(400.0)
+
+
+def test_only_what_is_asked_for_is_computed() -> None:
+    found = score(HYPOTHESES, REFERENCES, "de", ["rouge1", "bleu"])
+    assert list(found) == ["rouge1", "bleu", "signatures"]
+    assert list(found["signatures"]) == ["rouge1", "bleu"]
+    every = score(HYPOTHESES, REFERENCES, "de")
+    assert (found["rouge1"], found["bleu"]) == (every["rouge1"], every["bleu"])
+
+
+def test_slow_scores_are_left_to_the_end_unless_they_choose_the_checkpoint() -> None:
+    quick = ("bleu", "bleu_lc", "bleu_tok", "bleu_tok_lc", "chrf")
+    assert decoded_during_training("bleu") == decoded_during_training("token_accuracy") == quick
+    assert decoded_during_training("ter") == (*quick, "ter")
+    assert decoded_during_training("rougeL") == (*quick, "rougeL")
 
 
 def test_unequal_or_no_lines_are_refused() -> None:
