@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from nmt import registry
+from nmt.config.options import OPTIONS
 from nmt.config.schema import RunConfig
 from nmt.errors import UserError, did_you_mean
 from nmt.training.faults import Faults
@@ -81,6 +82,65 @@ def _attention_and_bridge(config: RunConfig) -> None:
         raise UserError("must be at least 1 with attention", where="model.attention.units")
 
 
+def _options(config: RunConfig) -> None:
+    for kind in ("encoder", "decoder", "attention"):
+        component = getattr(config.model, kind)
+        known = OPTIONS.get((kind, component.name), {})
+        for name, value in component.options.items():
+            if name not in known:
+                continue  # where the component is built, an unknown option is refused
+            where, wanted = f"model.{kind}.options.{name}", known[name]["type"]
+            fits = isinstance(value, (int, float) if wanted is float else wanted) and not isinstance(value, bool)
+            if not fits:
+                words = {int: "an integer", float: "a number", str: "a name"}
+                raise UserError(f"'{value}' is not {words[wanted]}", where=where)
+            _check_range(where, known[name], value)
+        if known and "heads" in component.options and component.units % component.options["heads"]:
+            raise UserError(
+                f"{component.units} units cannot be cut into {component.options['heads']} equal heads",
+                where=f"model.{kind}.options.heads",
+                hint=f"choose a divisor of model.{kind}.units",
+            )
+
+
+def _without_recurrence(config: RunConfig) -> None:
+    model = config.model
+    decoder, attention = model.decoder.name, model.attention.name
+    if decoder == "transformer" and attention != "multi_head":
+        raise UserError(
+            f"decoder 'transformer' attends in every layer, which attention '{attention}' cannot",
+            where="model.attention.name",
+            allowed=["multi_head"],
+            hint="model/attention=multi_head",
+        )
+    if decoder == "recurrent" and attention == "multi_head":
+        raise UserError(
+            "attention 'multi_head' belongs to decoder 'transformer'",
+            where="model.attention.name",
+            hint="model/decoder=transformer, or model/attention=multiplicative",
+        )
+    if decoder == "transformer" and model.bridge.name != "zero":
+        raise UserError(
+            f"decoder 'transformer' has no first state that bridge '{model.bridge.name}' could fill",
+            where="model.bridge.name",
+            allowed=["zero"],
+            hint="model/bridge=zero",
+        )
+    if attention == "multi_head" and model.attention.units < 1:
+        raise UserError("must be at least 1 with attention", where="model.attention.units")
+    if model.encoder.name == "pooling":
+        for key, value, only in (
+            ("units", model.encoder.units, model.embedding.units),
+            ("layers", model.encoder.layers, 1),
+        ):
+            if value != only:
+                raise UserError(
+                    f"{value} with encoder 'pooling', which averages embeddings and has no layers",
+                    where=f"model.encoder.{key}",
+                    allowed=[str(only)],
+                )
+
+
 def _sharing(config: RunConfig) -> None:
     embedding = config.model.embedding
     if embedding.share and not config.tokenizer.joint:
@@ -113,8 +173,29 @@ def _data(config: RunConfig) -> None:
 
 
 def _tokenizer(config: RunConfig) -> None:
+    with_merges = ["bpe_merges", "sentencepiece_bpe"]
+    if config.tokenizer.dropout and config.tokenizer.name not in with_merges:
+        raise UserError(
+            f"tokenizer '{config.tokenizer.name}' has no merges to leave out",
+            where="tokenizer.dropout",
+            hint=f"only {' and '.join(with_merges)} have: tokenizer.dropout=0",
+        )
     if config.tokenizer.name == "bpe_merges" and config.tokenizer.merges < 1:
         raise UserError("must be at least 1 with tokenizer bpe_merges", where="tokenizer.merges")
+
+
+def _scheduled_sampling(config: RunConfig) -> None:
+    sampling, where = config.training.scheduled_sampling, "training.scheduled_sampling.form"
+    if sampling.form == "none":
+        if sampling.probability:
+            raise UserError("is needed with a probability", where=where, allowed=["embedding", "output"])
+    elif config.model.decoder.name != "recurrent":
+        raise UserError(
+            f"decoder '{config.model.decoder.name}' computes all steps of a target at once, so no step can be fed the "
+            "output of the one before",
+            where=where,
+            hint="model/decoder=recurrent, or training.scheduled_sampling.form=none",
+        )
 
 
 def _validation(config: RunConfig) -> None:
@@ -137,6 +218,19 @@ def _search(config: RunConfig) -> None:
             )
 
 
+def _unknown_replacement(config: RunConfig) -> None:
+    for where, search in (("search", config.search), ("validation.search", config.validation.search)):
+        if search.replace_unknown and config.model.attention.name.startswith("none_"):
+            raise UserError(
+                f"attention '{config.model.attention.name}' points at no source word that could replace UNK",
+                where=f"{where}.replace_unknown",
+                allowed=["false"],
+            )
+        if search.dictionary and not search.replace_unknown:
+            hint = f"{where}.replace_unknown=true, or no dictionary"
+            raise UserError("is asked only where UNK is replaced", where=f"{where}.dictionary", hint=hint)
+
+
 def _schedule(config: RunConfig) -> None:
     schedule = config.schedule
     needed = {
@@ -156,4 +250,18 @@ def _faults(config: RunConfig) -> None:
     Faults(config.faults)
 
 
-_RULES = (_faults, _slots, _attention_and_bridge, _sharing, _data, _tokenizer, _validation, _search, _schedule)
+_RULES = (
+    _faults,
+    _slots,
+    _attention_and_bridge,
+    _options,
+    _without_recurrence,
+    _sharing,
+    _data,
+    _tokenizer,
+    _scheduled_sampling,
+    _validation,
+    _search,
+    _unknown_replacement,
+    _schedule,
+)
