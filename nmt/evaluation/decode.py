@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -20,6 +21,8 @@ from nmt.config.schema import SearchConfig
 from nmt.data.batching import Batch
 from nmt.data.vocabulary import EOS, SOS
 from nmt.search.beam import STABLE_ROWS, Hypothesis, TranslationModel, beam_search
+from nmt.search.sampling import sample
+from nmt.search.trace import SearchTrace, Trace
 
 if TYPE_CHECKING:
     from nmt.data.prepare import EncodedText
@@ -37,24 +40,46 @@ def decode(
     device: str = "cpu",
     progress: Progress | None = None,
     *,
+    prefixes: Sequence[np.ndarray] | None = None,
     attention: bool = False,
+    traces: dict[int, SearchTrace] | None = None,
 ) -> list[list[Hypothesis]]:
-    """The best hypotheses of each sentence, in the order of `sentences`; on a CPU the same bits for every batch size.
+    """The hypotheses of each sentence, in the order of `sentences`; in float32 on a CPU the same for every batch size.
 
-    Sentences are token numbers without specials. An empty one has one empty hypothesis, and the model is not asked.
-    The model is on `device` and in evaluation mode. With `attention` each hypothesis carries its attention weights.
+    By `search.method` the best ones, best first, or samples in the order of drawing.
+
+    Parameters
+    ----------
+    model: on `device` and in evaluation mode.
+    sentences: token numbers without specials. An empty one has one empty hypothesis, and the model is not asked.
+    progress: called with sentences done and sentences in all.
+    prefixes: for each sentence the token numbers that its outputs begin with; empty ones force nothing.
+    attention: whether hypotheses carry their attention weights.
+    traces: filled with what the search of each sentence went through, by its number; empty sentences have none.
     """
-    found = [[Hypothesis((), 0.0, 0.0)] for _ in sentences]
+    search_batch = sample if search.method == "sample" else beam_search
+    nothing = torch.zeros(0, 1) if attention else None
+    found = [[Hypothesis((), 0.0, 0.0, nothing)] for _ in sentences]
     done = sum(len(sentence) == 0 for sentence in sentences)
     classes = [(_length_class(sentence),) if len(sentence) else () for sentence in sentences]
     if progress:
         progress(done, len(sentences))
     for numbers, (width,) in _batches(classes, search.batch_size):
         source, lengths = _with_eos([sentences[number] for number in numbers], width)
-        for number, hypotheses in zip(
-            numbers, beam_search(model, source.to(device), lengths.to(device), search), strict=True
-        ):
-            found[number] = hypotheses
+        trace = None if traces is None else Trace()
+        hypotheses = search_batch(
+            model,
+            source.to(device),
+            lengths.to(device),
+            search,
+            prefixes=None if prefixes is None else [prefixes[number].tolist() for number in numbers],
+            attention=attention,
+            trace=trace,
+        )
+        for number, own in zip(numbers, hypotheses, strict=True):
+            found[number] = own
+        if traces is not None and trace is not None:
+            traces.update(zip(numbers, trace.sentences, strict=True))
         done += len(numbers)
         if progress:
             progress(done, len(sentences))
@@ -82,25 +107,84 @@ def teacher_forced(
     """
     count = len(encoded.source) if limit is None else min(limit, len(encoded.source))
     sources, targets = ([side[number] for number in range(count)] for side in (encoded.source, encoded.target))
-    classes = [(_length_class(one), _length_class(other)) for one, other in zip(sources, targets, strict=True)]
     losses: list[float] = []
     right = 0
-    for numbers, (source_width, target_width) in _batches(classes, batch_size):
-        filled = numbers + numbers[-1:] * (STABLE_ROWS - len(numbers))  # copies, which do not count
-        source, source_lengths = _with_eos([sources[number] for number in filled], source_width)
-        target, target_lengths = _with_eos([targets[number] for number in filled], target_width)
-        shifted = torch.cat((torch.full_like(target[:, :1], SOS), target[:, :-1]), dim=1)
-        tensors = (source, source_lengths, shifted, target, target_lengths)
-        batch: Any = Batch(*(tensor.to(device) for tensor in tensors))
+    for numbers, batch, owner in _pairs(sources, targets, device, batch_size):
         token_losses, hits = model.score(batch)
-        real = torch.arange(target_width).unsqueeze(1) < target_lengths  # [time, batch], the order of the losses
-        counts = torch.arange(len(filled)).expand_as(real)[real] < len(numbers)
+        counts = owner < len(numbers)
         losses += token_losses.cpu()[counts].tolist()
         right += int(hits.cpu()[counts].sum())
     if not losses:
         raise ValueError("no sentence to score")
     mean = math.fsum(losses) / len(losses) if all(map(math.isfinite, losses)) else math.nan
     return TeacherForced(mean, 100.0 * right / len(losses))
+
+
+@dataclass(frozen=True)
+class PairScore:
+    """What a model says of one given output, in nats.
+
+    log_probability: of the whole output, its EOS included. tokens: of each token behind those before it, EOS last.
+    """
+
+    log_probability: float
+    tokens: tuple[float, ...]
+
+
+@torch.inference_mode()
+def score_pairs(
+    model: Callable[[Any], Tensor],
+    sources: Sequence[np.ndarray],
+    targets: Sequence[np.ndarray],
+    device: str = "cpu",
+    progress: Progress | None = None,
+    *,
+    batch_size: int = 64,
+) -> list[PairScore]:
+    """Log-probabilities of given outputs under teacher forcing, pair by pair; the same bits for every batch size.
+
+    Parameters
+    ----------
+    model: `nmt.models.seq2seq.Seq2Seq` or `nmt.search.ensemble.Ensemble`, on `device` and in evaluation mode.
+    sources, targets: token numbers without specials; empty ones are scored like others.
+    progress: called with pairs done and pairs in all.
+    """
+    found = [PairScore(0.0, ())] * len(sources)
+    done = 0
+    if progress:
+        progress(done, len(sources))
+    for numbers, batch, owner in _pairs(sources, targets, device, batch_size):
+        losses = model(batch).cpu()
+        for row, number in enumerate(numbers):
+            tokens = tuple((-losses[owner == row]).tolist())
+            finite = all(map(math.isfinite, tokens))
+            found[number] = PairScore(math.fsum(tokens) if finite else sum(tokens), tokens)
+        done += len(numbers)
+        if progress:
+            progress(done, len(sources))
+    return found
+
+
+def _pairs(
+    sources: Sequence[np.ndarray], targets: Sequence[np.ndarray], device: str, batch_size: int
+) -> Iterator[tuple[list[int], Any, Tensor]]:
+    """Batches of pairs for teacher forcing: their numbers, the `Batch`, and the row that each token loss belongs to.
+
+    Losses come time by time. Rows beyond the numbers are copies that fill up the batch.
+    """
+    classes = [(_length_class(one), _length_class(other)) for one, other in zip(sources, targets, strict=True)]
+    for numbers, (source_width, target_width) in _batches(classes, batch_size):
+        filled = numbers + numbers[-1:] * (STABLE_ROWS - len(numbers))
+        source, source_lengths = _with_eos([sources[number] for number in filled], source_width)
+        target, target_lengths = _with_eos([targets[number] for number in filled], target_width)
+        shifted = torch.cat((torch.full_like(target[:, :1], SOS), target[:, :-1]), dim=1)
+        tensors = (source, source_lengths, shifted, target, target_lengths)
+        real = torch.arange(target_width).unsqueeze(1) < target_lengths
+        yield (
+            numbers,
+            Batch(*(tensor.to(device) for tensor in tensors)),
+            torch.arange(len(filled)).expand_as(real)[real],
+        )
 
 
 def _length_class(sentence: np.ndarray) -> int:

@@ -1,0 +1,80 @@
+"""Several models that choose each next token together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nmt.search.interface import TranslationModel
+
+
+class Ensemble:
+    """A `TranslationModel` whose next-token distribution is the mean of its members'.
+
+    Parameters
+    ----------
+    members: models with one target vocabulary that read the same source tokens; on one device, in evaluation mode.
+    combination: `log_prob`, the mean of log-probabilities, renormalised (a geometric mean), or `prob`, the mean of
+        probabilities. With one member both are that member, bit for bit.
+
+    Its attention weights are the mean of those of members that have any. Raises ValueError where there is no member.
+    """
+
+    def __init__(self, members: Sequence[TranslationModel], combination: str = "log_prob"):
+        if not members:
+            raise ValueError("an ensemble of no models")
+        if combination not in ("log_prob", "prob"):
+            raise ValueError(f"unknown combination '{combination}'")
+        self.members, self.combination = list(members), combination
+
+    def encode(self, source: Tensor, lengths: Tensor) -> tuple[Any, ...]:
+        """What each member makes of the sentences."""
+        return tuple(member.encode(source, lengths) for member in self.members)
+
+    def start(self, encoded: tuple[Any, ...], k: int) -> tuple[Any, ...]:
+        """Each member's first state."""
+        return tuple(member.start(own, k) for member, own in zip(self.members, encoded, strict=True))
+
+    def step(
+        self, tokens: Tensor, state: tuple[Any, ...], encoded: tuple[Any, ...]
+    ) -> tuple[Tensor, tuple[Any, ...], Tensor | None]:
+        """One token further; the logits are log-probabilities up to a constant of each distribution."""
+        steps = [
+            member.step(tokens, own, memory) for member, own, memory in zip(self.members, state, encoded, strict=True)
+        ]
+        weights = [attention for _, _, attention in steps if attention is not None]
+        return (
+            self._combined([logits for logits, _, _ in steps]),
+            tuple(after for _, after, _ in steps),
+            torch.stack(weights).mean(dim=0) if len(weights) > 1 else weights[0] if weights else None,
+        )
+
+    def __call__(self, batch: Any) -> Tensor:
+        """Losses of a batch's real target tokens under teacher forcing, time by time: [tokens], as `Seq2Seq` has them.
+
+        With several members, step by step: the mean of log-probabilities needs all of each distribution.
+        """
+        if len(self.members) == 1:
+            return self.members[0](batch)  # type: ignore[operator]
+        encoded = self.encode(batch.source, batch.source_lengths)
+        state = self.start(encoded, 1)
+        losses = []
+        for time in range(batch.target_input.shape[1]):
+            logits, state, _ = self.step(batch.target_input[:, time : time + 1], state, encoded)
+            log_probabilities = torch.log_softmax(logits.float(), dim=-1).squeeze(1)
+            losses.append(-log_probabilities.gather(1, batch.target_output[:, time : time + 1]).squeeze(1))
+        every = torch.stack(losses)
+        real = torch.arange(len(losses), device=every.device).unsqueeze(1) < batch.target_lengths
+        return every[real]
+
+    def _combined(self, logits: list[Tensor]) -> Tensor:
+        if len(logits) == 1:
+            return logits[0]
+        log_probabilities = torch.stack([torch.log_softmax(own.float(), dim=-1) for own in logits])
+        if self.combination == "log_prob":
+            return log_probabilities.mean(dim=0)
+        return log_probabilities.logsumexp(dim=0) - math.log(len(logits))
