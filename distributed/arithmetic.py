@@ -7,7 +7,7 @@ whatever the cut of a buffer into shards, as long as cuts fall on chunk borders.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 
@@ -100,12 +100,22 @@ def chunks(*buffers: torch.Tensor, size: int = 8 * CHUNK) -> Iterator[tuple[torc
         yield tuple(buffer[start : start + size] for buffer in buffers)
 
 
-def square_sums(buffer: torch.Tensor) -> list[float]:
-    """Sum of squares in fp64 of each chunk of a flat fp32 buffer."""
-    whole = buffer.numel() // CHUNK
-    norms = torch.linalg.vector_norm(buffer[: whole * CHUNK].view(whole, CHUNK), dim=1, dtype=torch.float64)
-    tail = torch.linalg.vector_norm(buffer[whole * CHUNK :], dtype=torch.float64)
-    return [norm * norm for norm in [*norms.tolist(), tail.item()]]
+def square_sums(buffer: torch.Tensor, start: int = 0, stop: int | None = None) -> list[float]:
+    """Sums of squares in fp64 of a flat fp32 buffer, or of its elements from `start` to `stop`, piece by piece.
+
+    Pieces end where the buffer's chunks end. So whoever holds some of a parameter's chunks, whole or the parts that
+    belong to it, computes some of its pieces to the bit.
+    """
+    stop = buffer.numel() if stop is None else stop
+    first = min(-(-start // CHUNK) * CHUNK, stop)  # the first border
+    last = max(first, stop // CHUNK * CHUNK)  # the last one
+    whole = buffer[first:last].view(-1, CHUNK)
+    norms = [
+        *([torch.linalg.vector_norm(buffer[start:first], dtype=torch.float64).view(1)] if start < first else []),
+        torch.linalg.vector_norm(whole, dim=1, dtype=torch.float64),
+        torch.linalg.vector_norm(buffer[last:stop], dtype=torch.float64).view(1),
+    ]
+    return [norm * norm for norm in torch.cat(norms).tolist()]
 
 
 def norm(sums: Sequence[float]) -> float:
@@ -119,3 +129,22 @@ def clip_(gradient: torch.Tensor, gradient_norm: float, max_norm: float) -> None
     """Scale a gradient in place so that its global norm is at most `max_norm` (Pascanu et al. 2013); 0: leave it."""
     if max_norm and gradient_norm > max_norm:
         gradient.mul_(max_norm / gradient_norm)
+
+
+def parameter_norms(flat: FlatParameters, buffer: torch.Tensor, names: Sequence[str] | None = None) -> dict[str, float]:
+    """The 2-norm of each parameter's part of a flat buffer, by name (of all parameters, or of those in `names`).
+
+    `math.fsum` over the `square_sums` of the parameter's pieces, which are cut at chunk borders of the *buffer*: the
+    same bits whatever the cut of the buffer into shards, as long as it falls on chunk borders.
+    """
+    norms = {}
+    for name in flat.layout if names is None else names:
+        start, shape = flat.layout[name]
+        norms[name] = norm(square_sums(buffer, start, start + shape.numel()))
+    return norms
+
+
+def clip_parameters_(flat: FlatParameters, gradient: torch.Tensor, max_norms: Mapping[str, float]) -> None:
+    """Scale the gradients of the named parameters in place, each so that its own norm is at most its `max_norms`."""
+    for name, own_norm in parameter_norms(flat, gradient, list(max_norms)).items():
+        clip_(flat.view(gradient, name), own_norm, max_norms[name])

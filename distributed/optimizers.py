@@ -1,4 +1,4 @@
-"""Update rules over flat parameter chunks, by name.
+"""Update rules over flat parameter chunks.
 
 Each rule is elementwise, so that it may be applied to any cut of the buffers, on any process, with the same bits.
 """
@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch.optim.adam import adam
 
-from distributed.strategy import OptimizerSpec
+from distributed.strategy import OptimizerSpec, load
 
 State = dict[str, torch.Tensor]
 
@@ -75,10 +75,7 @@ class Sgd:
         values.sub_(gradient, alpha=rate)
 
 
-OPTIMIZERS = {"adam": Adam, "sgd": Sgd}
-
-
 def build_optimizer(spec: OptimizerSpec) -> Optimizer:
-    """The rule that a specification names. Raises KeyError for an unknown name."""
-    rule: Optimizer = OPTIMIZERS[spec.name](**spec.options)
+    """The rule that a specification names, imported now."""
+    rule: Optimizer = load(spec.rule)(**spec.options)
     return rule

@@ -3,15 +3,41 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from distributed.arithmetic import FlatParameters, PairwiseSum, chunks, clip_, norm, square_sums
+from distributed.arithmetic import (
+    FlatParameters,
+    PairwiseSum,
+    chunks,
+    clip_,
+    clip_parameters_,
+    norm,
+    parameter_norms,
+    square_sums,
+)
 from distributed.optimizers import build_optimizer
-from distributed.strategy import StepStats, Workload, WorkloadSpec
+from distributed.strategy import Probe, Slot, StepStats, Workload, WorkloadSpec
+
+
+@dataclass
+class _Totals:
+    """What a step's slots add up to, beside the gradient; `inner` as in `Slot.inner_square_sums`."""
+
+    losses: list[torch.Tensor] = field(default_factory=list)
+    source_tokens: int = 0
+    inner: dict[str, list[float]] = field(default_factory=dict)
+
+    def add(self, slot: Slot, loss: torch.Tensor, probe: bool) -> None:
+        self.losses.append(loss)
+        self.source_tokens += slot.source_tokens
+        if probe:
+            for name, sums in slot.inner_square_sums().items():
+                self.inner.setdefault(name, []).extend(sums)
 
 
 class SingleStrategy:
@@ -29,42 +55,35 @@ class SingleStrategy:
         self.moments = {slot: torch.zeros_like(self.flat.values) for slot in self.optimizer.slots}
         self.updates = 0
 
-    def step(self, index: int, rate_scale: float = 1.0) -> StepStats:
+    def step(self, index: int, rate_scale: float = 1.0, probe: bool = False) -> StepStats:
         """Run step `index`; an update whose loss or gradient norm is not finite is not applied."""
-        workload, plan = self.workload, self.workload.plan
+        workload, specification = self.workload, self.workload.optimizer
         tokens = workload.slot_tokens(index)
-        target_tokens = sum(tokens)
-        losses: list[torch.Tensor] = []
-        source_tokens = 0
-        tree = PairwiseSum(self.flat)
-        for group in range(plan.groups):
-            self.flat.collect_into(self.flat.new_buffer())
-            first = group * plan.slots_per_group
-            for number in range(first, first + plan.slots_per_group):
-                if not tokens[number]:
-                    continue
-                slot = workload.slot(index, number)
-                with workload.autocast():
-                    loss = self._loss(slot)
-                (loss / target_tokens).backward()
-                losses.append(loss.detach())
-                source_tokens += slot.source_tokens
-            tree.add(self.flat.gradient)
-        gradient = tree.result()
+        totals = _Totals()
+        gradient = self._gradient(index, tokens, totals, probe)
         gradient_norm = norm(square_sums(gradient))
-        loss_per_token = math.fsum(torch.stack(losses).tolist()) / target_tokens
+        loss_per_token = math.fsum(torch.stack(totals.losses).tolist()) / sum(tokens)
         rate = workload.learning_rate(index) * rate_scale
+        gradients = parameter_norms(self.flat, gradient) if probe else {}
+        before = self.flat.new_buffer().copy_(self.flat.values) if probe else None
         if math.isfinite(gradient_norm) and math.isfinite(loss_per_token):
-            clip_(gradient, gradient_norm, workload.optimizer.max_norm)
+            clip_(gradient, gradient_norm, specification.max_norm)
+            clip_parameters_(self.flat, gradient, specification.parameter_max_norms)
             self._update(gradient, rate)
         self.flat.release(gradient)
+        seen = None
+        if before is not None:
+            updates = parameter_norms(self.flat, before.sub_(self.flat.values))
+            self.flat.release(before)
+            seen = Probe(gradients, updates, {name: norm(sums) for name, sums in totals.inner.items()})
         return StepStats(
             index=index,
             loss=loss_per_token,
-            target_tokens=target_tokens,
-            source_tokens=source_tokens,
+            target_tokens=sum(tokens),
+            source_tokens=totals.source_tokens,
             gradient_norm=gradient_norm,
             learning_rate=rate,
+            probe=seen,
         )
 
     def synchronize(self) -> None:
@@ -93,6 +112,25 @@ class SingleStrategy:
 
     def close(self) -> None:
         """Nothing to stop."""
+
+    def _gradient(self, index: int, tokens: Sequence[int], totals: _Totals, probe: bool) -> torch.Tensor:
+        """The step's gradient as a flat buffer, by the canonical tree."""
+        workload, plan = self.workload, self.workload.plan
+        target_tokens = sum(tokens)
+        tree = PairwiseSum(self.flat)
+        for group in range(plan.groups):
+            self.flat.collect_into(self.flat.new_buffer())
+            first = group * plan.slots_per_group
+            for number in range(first, first + plan.slots_per_group):
+                if not tokens[number]:
+                    continue
+                slot = workload.slot(index, number, probe)
+                with workload.autocast():
+                    loss = self._loss(slot)
+                (loss / target_tokens).backward()
+                totals.add(slot, loss.detach(), probe)
+            tree.add(self.flat.gradient)
+        return tree.result()
 
     def _loss(self, slot: Any) -> torch.Tensor:
         carried: dict[str, torch.Tensor] = {}

@@ -9,7 +9,8 @@ The canonical step
 A step is `plan.micro_batches` slots. Slots form `plan.groups` equal groups of neighbours. Inside a group gradients are
 added in ascending order into one buffer; the groups' buffers are summed by the fixed pairwise tree of
 `distributed.arithmetic.PairwiseSum`. A gradient is that of (sum of token losses of the slot) / (target tokens of the
-whole step). The gradient's norm is the square root of `math.fsum` over fp64 square sums of fixed chunks. Exact
+whole step). The gradient's norm is the square root of `math.fsum` over fp64 square sums of fixed chunks; it is clipped
+first as a whole, then parameter by parameter where the optimizer's specification says so. Exact
 strategies only assign slots to processes and exchange partial nodes of this tree, so their results carry the same bits
 as `single`.
 """
@@ -47,12 +48,16 @@ class BatchPlan:
 class OptimizerSpec:
     """Which update rule to apply to parameter chunks, and how.
 
-    `max_norm` is the global gradient norm to clip to; 0 switches clipping off.
+    rule: where its class stands, `"module:attribute"`; see `distributed.optimizers.Optimizer`.
+    options: keyword arguments of the class.
+    max_norm: the global gradient norm to clip to; 0 switches clipping off.
+    parameter_max_norms: by parameter name, the norm that its own gradient is clipped to after that.
     """
 
-    name: str
+    rule: str
     options: Mapping[str, Any] = field(default_factory=dict)
     max_norm: float = 0.0
+    parameter_max_norms: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -64,9 +69,29 @@ class WorkloadSpec:
 
     def build(self) -> Workload:
         """Import the factory and call it in this process."""
-        module, _, name = self.factory.partition(":")
-        workload: Workload = getattr(importlib.import_module(module), name)(**self.arguments)
+        workload: Workload = load(self.factory)(**self.arguments)
         return workload
+
+
+def load(target: str) -> Any:
+    """Import `"module:attribute"`."""
+    module, _, name = target.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a probed step looked like from inside. Every value is a 2-norm.
+
+    gradients: of each parameter's gradient, before clipping.
+    updates: of the change of each parameter; zero where the update was not applied.
+    inner: by a name that the workload gives, of the objective's gradient with respect to a tensor inside the model,
+        over all of the step's slots.
+    """
+
+    gradients: Mapping[str, float]
+    updates: Mapping[str, float]
+    inner: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -75,6 +100,7 @@ class StepStats:
 
     loss: the training objective (with label smoothing where configured).
     gradient_norm: before clipping.
+    probe: where it was asked for.
     """
 
     index: int
@@ -83,6 +109,7 @@ class StepStats:
     source_tokens: int
     gradient_norm: float
     learning_rate: float
+    probe: Probe | None = None
 
 
 class Slot(Protocol):
@@ -95,6 +122,12 @@ class Slot(Protocol):
     @property
     def source_tokens(self) -> int:
         """Number of source tokens."""
+
+    def inner_square_sums(self) -> Mapping[str, Sequence[float]]:
+        """After the backward pass of a probed slot: fp64 square sums of gradients inside the model, by name.
+
+        Those of several slots are put one after the other; see `Probe.inner`.
+        """
 
 
 class Stage(Protocol):
@@ -128,8 +161,11 @@ class Workload(Protocol):
     def slot_tokens(self, index: int) -> Sequence[int]:
         """Target tokens of each slot of step `index`, known without building the batch (0 for an empty slot)."""
 
-    def slot(self, index: int, slot: int) -> Any:
-        """Slot `slot` of step `index` (steps count from 1); see `Slot`."""
+    def slot(self, index: int, slot: int, probe: bool = False) -> Any:
+        """Slot `slot` of step `index` (steps count from 1); see `Slot`.
+
+        With `probe` it records gradients inside the model as they pass, which changes no bit of anything else.
+        """
 
     def learning_rate(self, index: int) -> float:
         """Scheduled rate of step `index`."""
@@ -144,11 +180,12 @@ class Strategy(Protocol):
     def start(self, spec: WorkloadSpec) -> None:
         """Build the model and bring every process up."""
 
-    def step(self, index: int, rate_scale: float = 1.0) -> StepStats:
+    def step(self, index: int, rate_scale: float = 1.0, probe: bool = False) -> StepStats:
         """Run step `index` (counted from 1) and apply its update.
 
         `rate_scale` multiplies the scheduled learning rate: what a plateau schedule learned from validation. An update
-        whose loss or gradient norm is not finite is not applied; the returned stats show it.
+        whose loss or gradient norm is not finite is not applied; the returned stats show it. With `probe` they carry a
+        `Probe`; the step's bits are the same.
         """
 
     def synchronize(self) -> None:

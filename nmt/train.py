@@ -108,6 +108,7 @@ def _fit(
     from nmt.models.parameters import count_parameters
     from nmt.training.checkpoint import checkpoint_name
     from nmt.training.device import peak_memory_bytes, prepare_device
+    from nmt.training.probe import training_sample
     from nmt.training.trainer import Trainer
     from nmt.training.validation import Validation
     from nmt.training.workload import workload_spec
@@ -135,6 +136,7 @@ def _fit(
             timing=timing,
             status=status,
             observer=observer,
+            sample=training_sample(config, prepared, device),
         )
         state, reason = trainer.run()
         with strategy.evaluation_model() as model:

@@ -17,7 +17,7 @@ TRAIN_METRICS = ("loss", "learning_rate", "gradient_norm", "target_tokens", "tok
 
 @dataclass(frozen=True)
 class Point:
-    """The metrics of one line: `kind` is `train` or `evaluation`, `seconds` the training time so far."""
+    """The metrics of one line: `kind` is `train`, `evaluation` or `probe`, `seconds` the training time so far."""
 
     kind: str
     step: int

@@ -16,7 +16,12 @@ if TYPE_CHECKING:
 
 METRICS_A_REQUEST, PARAMS_A_REQUEST = 1000, 100  # MLflow's limits
 LONGEST_PARAM, LONGEST_TAG = 6000, 8000  # characters
-FIRST_METRIC = {"train": "train/loss", "evaluation": "val/teacher_forced/log_perplexity"}  # of every point of a kind
+# A metric of every point of a kind.
+FIRST_METRIC = {
+    "train": "train/loss",
+    "evaluation": "val/teacher_forced/log_perplexity",
+    "probe": "probe/gradient/all",
+}
 
 
 class MirroredRun:

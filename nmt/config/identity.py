@@ -1,7 +1,8 @@
 """What makes two runs the same run: a hash over the keys that can change a bit of the result.
 
 `train_id` covers every key of role TRAIN that is not at its neutral value, the identity of the training and validation
-text, the numerics of the distribution and `NUMERICS_VERSION`. `decode_id` covers a checkpoint's digest, the search and
+text, the numerics of the distribution, the code of components from other installed packages, and
+`NUMERICS_VERSION`. `decode_id` covers a checkpoint's digest, the search and
 the text that is decoded. The hash's input is kept beside each run (`identity.json`), so a difference can be explained.
 """
 
@@ -13,6 +14,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from nmt import registry
 from nmt.config.schema import TRAIN, DataConfig, RunConfig
 
 NUMERICS_VERSION = 2  # bump when the same config and seed give other bits on purpose
@@ -43,8 +45,27 @@ def training_identity(config: RunConfig) -> dict[str, Any]:
     """The canonical form behind `train_id`: plain JSON data."""
     form = canonical(config, {TRAIN})
     form["data"] = canonical(config.data, {TRAIN}) | text_identity(config.data, ("train", "validation"))
+    if outside := outside_components(config):
+        form["components"] = outside
     form["numerics_version"] = NUMERICS_VERSION
     return form
+
+
+def outside_components(config: Any, prefix: str = "") -> dict[str, dict[str, str]]:
+    """By config key, the code behind each name that stands for a component of another installed package.
+
+    Empty where everything is built in. Only keys that can change a result (role TRAIN) count.
+    """
+    found: dict[str, dict[str, str]] = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.metadata.get("role", TRAIN) != TRAIN:
+            continue
+        if dataclasses.is_dataclass(value):
+            found |= outside_components(value, f"{prefix}{field.name}.")
+        elif "registry" in field.metadata and (about := registry.provenance(field.metadata["registry"], value)):
+            found[f"{prefix}{field.name}"] = about
+    return found
 
 
 def text_identity(data: DataConfig, splits: tuple[str, ...]) -> dict[str, Any]:

@@ -74,6 +74,7 @@ class TokenizerConfig:
     vocab_size: int = key(1000, neutral=None, minimum=4)
     merges: int = key(0, neutral=0, minimum=0)
     joint: bool = key(True, neutral=True)
+    dropout: float = key(0.0, neutral=0.0, minimum=0.0, below=1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,6 +142,7 @@ class InitialisationConfig:
 
     name: str = key("glorot_uniform", neutral="glorot_uniform", choices=("glorot_uniform", "uniform"))
     scale: float = key(0.04, neutral=0.04, above=0.0)
+    recurrent_scale: float = key(0.0, neutral=0.0, minimum=0.0)
     embedding_scale: float = key(0.0, neutral=0.0, minimum=0.0)
 
 
@@ -181,6 +183,8 @@ class OptimizerConfig:
     epsilon_form: str = key("tf", neutral="tf", choices=("tf", "torch"))
     momentum: float = key(0.0, neutral=0.0, minimum=0.0, below=1.0)
     clip_norm: float = key(5.0, neutral=0.0, minimum=0.0)
+    clip_embedding_norm: float = key(0.0, neutral=0.0, minimum=0.0)
+    options: dict[str, Any] = key(dict, neutral={})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,8 +255,25 @@ class ValidationConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ScheduledSamplingConfig:
+    """Training on the model's own output in place of the given previous token (Bengio et al. 2015)."""
+
+    form: str = key("none", neutral="none", choices=("none", "embedding", "output"))
+    probability: float = key(0.0, neutral=0.0, minimum=0.0, maximum=1.0)
+    ramp_steps: int = key(0, neutral=0, minimum=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeConfig:
+    """A look inside training, which changes nothing of it."""
+
+    every_steps: int = key(0, neutral=0, minimum=0)
+    sentences: int = key(200, neutral=200, minimum=0)
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """Budget, arithmetic and checkpoints."""
+    """Budget, arithmetic, scheduled sampling, probes and checkpoints."""
 
     max_steps: int = key(2000, neutral=None, minimum=1)
     precision: str = key("fp32", neutral="fp32", choices=("fp32", "bf16"))
@@ -260,6 +281,8 @@ class TrainingConfig:
     log_every_steps: int = key(50, neutral=50, role=PLACEMENT, minimum=1)
     checkpoint_every_steps: int = key(0, neutral=0, role=PLACEMENT, minimum=0)
     keep_last: int = key(2, neutral=2, role=PLACEMENT, minimum=1)
+    scheduled_sampling: ScheduledSamplingConfig = section(ScheduledSamplingConfig)
+    probe: ProbeConfig = section(ProbeConfig, role=PLACEMENT)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from nmt.config.identity import canonical, digest, text_identity
+from nmt.config.identity import canonical, digest, outside_components, text_identity
 from nmt.config.schema import TRAIN, DataConfig, RunConfig
 from nmt.data.cleaning import EMPTY, OVERLONG, REASONS, clean, reason_to_drop, truncate
 from nmt.data.corpus import ParallelText, RawCorpus, load_corpus
@@ -132,6 +132,8 @@ def preparation_key(config: RunConfig) -> str:
             "text": text_identity(config.data, SPLITS),
             "data": canonical(config.data, {TRAIN}),
             "tokenizer": canonical(config.tokenizer, {TRAIN}),
+            **outside_components(config.data, "data."),
+            **outside_components(config.tokenizer, "tokenizer."),
         }
     )
 

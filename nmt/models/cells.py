@@ -17,13 +17,13 @@ from torch.nn import functional as F
 
 from nmt import registry
 from nmt.config.schema import CellConfig
-from nmt.models.initialisation import Constant, Draw, Glorot
+from nmt.models.initialisation import Constant, Draw, Glorot, RecurrentKernels
 from nmt.models.layers import empty, sigmoid
 
 State = tuple[Tensor, ...]
 
 
-class Cell(nn.Module, ABC):
+class Cell(RecurrentKernels, nn.Module, ABC):
     """A recurrent cell.
 
     The state is a tuple of `state_parts` tensors [rows, units]; its first element is the cell's output.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
@@ -14,9 +14,12 @@ from nmt.models.cells import CellStack, State
 from nmt.models.dropout import Dropout
 from nmt.models.encoder import EncoderOutput
 from nmt.models.layers import Affine
+from nmt.models.watch import GradientWatch
 
 # Every cell's state parts [batch, k, h] in order, then the last context [batch, k, C].
 DecoderState = tuple[Tensor, ...]
+# The embeddings [batch, e] that step t > 0 is given, from t and the outputs [batch, h] of step t - 1.
+Feed = Callable[[int, Tensor], Tensor]
 
 
 class _Masks(NamedTuple):
@@ -56,21 +59,41 @@ class RecurrentDecoder(nn.Module):
         """What the decoder attends to, made once a sentence of `lengths` [batch] tokens."""
         return self.attention.memory(encoded, lengths)
 
-    def forward(self, embedded: Tensor, memory: Memory, first: Tensor, dropout: Dropout) -> Tensor:
+    def forward(
+        self,
+        embedded: Tensor,
+        memory: Memory,
+        first: Tensor,
+        dropout: Dropout,
+        feed: Feed | None = None,
+        watch: GradientWatch | None = None,
+    ) -> Tensor:
         """Training form: outputs of the mixing layer [time, batch, h], before the softmax layer.
 
         `embedded` [time, batch, e] holds the embeddings of the given previous target tokens, `first` [batch,
-        state_units] the cells' first states side by side.
+        state_units] the cells' first states side by side. `feed`, where it is given, makes the embeddings of every step
+        but the first. `watch` is told of each layer's output at each step, before dropout, as "decoder.<layer>".
         """
         time, batch, _ = embedded.shape
-        embedded, masks = self._draw_masks(embedded, dropout)
-        projected = self.cells.first.project_inputs(embedded).unbind(0)
+        embedding_mask, masks = self._draw_masks(embedded, dropout)
+        embedded = _masked(embedded, embedding_mask)
+        projected = self.cells.first.project_inputs(embedded if feed is None else embedded[:1]).unbind(0)
+        embedding_masks = _by_step(embedding_mask, time)
         states = self._by_cell(first.split(self.output_units, dim=-1))
         context = first.new_zeros(batch, self.attention.context_units)
         columns = self.cells.first.input_columns(self.embedding_units)
-        tops, contexts = [], []
+        tops: list[Tensor] = []
+        contexts: list[Tensor] = []
         for t in range(time):
-            states, top, context, _ = self._advance(projected[t], columns, states, context, memory, masks[t])
+            if feed is None or t == 0:
+                inputs = projected[t]
+            else:
+                given = _masked(feed(t, self._mix(tops[-1], context)), embedding_masks[t])
+                inputs = self.cells.first.project_inputs(given)
+            states, top, context, _ = self._advance(inputs, columns, states, context, memory, masks[t])
+            if watch is not None:
+                for layer, state in enumerate(states):
+                    watch(f"decoder.{layer}", state[0])
             tops.append(top)
             contexts.append(context)
         return self._mix(torch.stack(tops), torch.stack(contexts))
@@ -131,23 +154,23 @@ class RecurrentDecoder(nn.Module):
         remaining = iter(parts)
         return [tuple(next(remaining) for _ in range(cell.state_parts)) for cell in self.cells]
 
-    def _draw_masks(self, embedded: Tensor, dropout: Dropout) -> tuple[Tensor, list[_Masks]]:
-        """Masks for every step, drawn once a layer; those on the embeddings are applied here."""
+    def _draw_masks(self, embedded: Tensor, dropout: Dropout) -> tuple[Tensor | None, list[_Masks]]:
+        """The mask of the embeddings [time, batch, e], and the others of every step; drawn once a layer."""
         time, batch, width = embedded.shape
+        embedding_mask: Tensor | None = None
         inputs: list[tuple[Tensor | None, ...]] = []
         outputs: list[tuple[Tensor | None, ...]] = []
         for layer, cell in enumerate(self.cells):
             shape = (time, batch, cell.input_units)
             mask = dropout.mask(f"decoder.{layer}.input", shape, self.config.dropout_input, embedded)
             if layer == 0 and mask is not None:
-                embedded = embedded * mask[..., :width]
-                mask = mask[..., width:]
+                embedding_mask, mask = mask[..., :width], mask[..., width:]
             inputs.append(_by_step(mask, time))
             shape = (time, batch, cell.units)
             mask = dropout.mask(f"decoder.{layer}.output", shape, self.config.dropout_output, embedded)
             outputs.append(_by_step(mask, time))
         steps = zip(zip(*inputs, strict=True), zip(*outputs, strict=True), strict=True)
-        return embedded, [_Masks(list(ins), list(outs)) for ins, outs in steps]
+        return embedding_mask, [_Masks(list(ins), list(outs)) for ins, outs in steps]
 
 
 def _by_step(mask: Tensor | None, time: int) -> tuple[Tensor | None, ...]:

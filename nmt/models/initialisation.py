@@ -61,14 +61,19 @@ class Initialised(Protocol):
         """Distribution of each own parameter, by its attribute name."""
 
 
+class RecurrentKernels:
+    """Marks a module whose matrices are the recurrent kernels that `recurrent_scale` is for, on x and on h alike."""
+
+
 def initialise(model: nn.Module, config: InitialisationConfig, seed: int) -> None:
     """Draw every parameter of `model` in place.
 
     `glorot_uniform` is TensorFlow's default of early 2017 for every matrix, embedding and the vector of additive
     attention; `uniform` draws matrices and embeddings from U(-scale, scale) and that vector as before. Biases are
-    constants in both. `embedding_scale`, where it is set, is the half-width of the embedding tables' distribution in
-    either: Glorot's shrinks with the vocabulary, and a tied model of 4,000 words hardly leaves the unigram stage with
-    it. A parameter that several modules share is drawn once, under its first name. A module without
+    constants in both. Two kinds of module may have a half-width of their own in either: `recurrent_scale` for the
+    matrices of recurrent cells, `embedding_scale` for embedding tables (both 0.04 in google/seq2seq from 2017-03-27
+    on). Glorot's width for tables shrinks with the vocabulary, and a tied model of 4,000 words hardly leaves the
+    unigram stage with it. A parameter that several modules share is drawn once, under its first name. A module without
     `first_values` (of another package) gets Glorot matrices and zero vectors.
     """
     drawn: set[int] = set()
@@ -80,23 +85,27 @@ def initialise(model: nn.Module, config: InitialisationConfig, seed: int) -> Non
             drawn.add(id(parameter))
             draw = draws.get(name) or _usual(parameter)
             address = f"{seed}/init/{path}.{name}" if path else f"{seed}/init/{name}"
-            scale = config.embedding_scale if isinstance(module, nn.Embedding) else 0.0
             with torch.no_grad():
-                parameter.copy_(_first_value(address, parameter.shape, draw, config, scale))
+                parameter.copy_(_first_value(address, parameter.shape, draw, _half_width(module, config)))
 
 
-def _first_value(
-    address: str, shape: torch.Size, draw: Draw, config: InitialisationConfig, embedding_scale: float
-) -> Tensor:
+def _half_width(module: nn.Module, config: InitialisationConfig) -> float:
+    """Of the uniform distribution of the module's matrices; 0 where each parameter's own distribution holds."""
+    if isinstance(module, nn.Embedding) and config.embedding_scale:
+        return config.embedding_scale
+    if isinstance(module, RecurrentKernels) and config.recurrent_scale:
+        return config.recurrent_scale
+    return config.scale if config.name == "uniform" else 0.0
+
+
+def _first_value(address: str, shape: torch.Size, draw: Draw, half_width: float) -> Tensor:
     if isinstance(draw, Constant):
         value = torch.full(shape, draw.value)
         value[: draw.head_rows] = draw.head
         return value
     unit = torch.empty(shape).uniform_(-1.0, 1.0, generator=stream(address))
-    if embedding_scale:
-        return unit * embedding_scale
-    if config.name == "uniform" and len(shape) > 1:
-        return unit * config.scale
+    if half_width and len(shape) > 1:
+        return unit * half_width
     return unit * draw.limits(shape[0]).view(-1, *[1] * (len(shape) - 1))
 
 

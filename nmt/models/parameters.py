@@ -20,9 +20,14 @@ def parameters_by_module(model: nn.Module) -> dict[str, int]:
     """The same count by module, two levels deep: `{"encoder.forwards": ..., "decoder.attention": ..., ...}`."""
     counts: dict[str, int] = {}
     for name, parameter in model.named_parameters():
-        module = ".".join(name.split(".")[:-1][:2])
+        module = module_of(name)
         counts[module] = counts.get(module, 0) + parameter.numel()
     return counts
+
+
+def module_of(name: str) -> str:
+    """The module, two levels deep, that a parameter is counted under: `decoder.cells.0.bias` -> `decoder.cells`."""
+    return ".".join(name.split(".")[:-1][:2])
 
 
 def planned_parameters(config: RunConfig) -> int:

@@ -15,12 +15,14 @@ from nmt import registry
 from nmt.config.schema import LossConfig, ModelConfig
 from nmt.errors import UserError, did_you_mean
 from nmt.models.attention import Memory
-from nmt.models.decoder import DecoderState
+from nmt.models.decoder import DecoderState, Feed
 from nmt.models.dropout import NO_DROPOUT, Dropout
 from nmt.models.encoder import EncoderOutput
 from nmt.models.initialisation import initialise
 from nmt.models.layers import Affine, Table
 from nmt.models.loss import ordered_sum, scored_tokens, token_losses
+from nmt.models.scheduled_sampling import ScheduledSampling
+from nmt.models.watch import GradientWatch
 
 
 class Encoded(NamedTuple):
@@ -55,6 +57,14 @@ class Slot(Protocol):
     @property
     def dropout(self) -> Dropout:
         """The slot's masks."""
+
+    @property
+    def sampling(self) -> ScheduledSampling | None:
+        """Which of the decoder's inputs come from its own output; None: none."""
+
+    @property
+    def watch(self) -> GradientWatch | None:
+        """Who is told of gradients inside the decoder; None: nobody."""
 
     @property
     def target_tokens(self) -> int:
@@ -151,10 +161,12 @@ class Seq2Seq(nn.Module):
         hidden, targets = _real_tokens(mix, batch, int(batch.target_lengths.sum()))
         return scored_tokens(hidden, self.output.weight, self.output.bias, targets, self.loss_config.vocab_chunks)
 
-    def stages(self) -> list[ModelStage]:
+    def stages(self, sampled: bool = False) -> list[ModelStage]:
         """Encoder, decoder, and output layer with the loss, for a `distributed.strategy.Workload`.
 
-        They carry the fields of `EncoderOutput`, then {"mix"}, then {"loss"}: the slot's sum of token losses.
+        They carry the fields of `EncoderOutput`, then {"mix"}, then {"loss"}: the slot's sum of token losses. With
+        scheduled sampling (`sampled`) decoder and output layer are one stage, because each step of the one needs the
+        other's step before.
         """
 
         def encoder(slot: Slot, carried: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -162,24 +174,59 @@ class Seq2Seq(nn.Module):
             return {name: tensor for name, tensor in encoded._asdict().items() if tensor is not None}
 
         def decoder(slot: Slot, carried: Mapping[str, Tensor]) -> dict[str, Tensor]:
-            return {"mix": self._decode(slot.batch, EncoderOutput(**carried), slot.dropout)}
+            encoded = EncoderOutput(**carried)
+            return {"mix": self._decode(slot.batch, encoded, slot.dropout, slot.sampling, slot.watch)}
 
         def output(slot: Slot, carried: Mapping[str, Tensor]) -> dict[str, Tensor]:
             losses = self._losses(carried["mix"], slot.batch, slot.target_tokens, self.loss_config.label_smoothing)
             return {"loss": ordered_sum(losses)}
 
+        if sampled:
+            both = ModelStage("decoder_output", lambda slot, carried: output(slot, decoder(slot, carried)))
+            return [ModelStage("encoder", encoder), both]
         return [ModelStage("encoder", encoder), ModelStage("decoder", decoder), ModelStage("output", output)]
 
     def _encode(self, source: Tensor, lengths: Tensor, dropout: Dropout) -> EncoderOutput:
         embedded = dropout("source_embedding", self.source_embedding(source.t()), self.config.dropout_embedding)
         return self.encoder(embedded, lengths, dropout)
 
-    def _decode(self, batch: Batch, encoded: EncoderOutput, dropout: Dropout) -> Tensor:
+    def _decode(
+        self,
+        batch: Batch,
+        encoded: EncoderOutput,
+        dropout: Dropout,
+        sampling: ScheduledSampling | None = None,
+        watch: GradientWatch | None = None,
+    ) -> Tensor:
         embedded = self.target_embedding(batch.target_input.t())
         embedded = dropout("target_embedding", embedded, self.config.dropout_embedding)
         memory = self.decoder.memory(encoded, batch.source_lengths)
-        mix = self.decoder(embedded, memory, self.bridge(encoded.final_state), dropout)
+        extra: dict[str, Any] = {}
+        if sampling is not None and sampling.probability > 0:
+            extra["feed"] = self._feed(embedded, dropout, sampling)
+        if watch is not None and "watch" in inspect.signature(self.decoder.forward).parameters:
+            extra["watch"] = watch
+        mix = self.decoder(embedded, memory, self.bridge(encoded.final_state), dropout, **extra)
         return dropout("mix", mix, self.config.dropout_mix)
+
+    def _feed(self, embedded: Tensor, dropout: Dropout, sampling: ScheduledSampling) -> Feed:
+        """What scheduled sampling gives the decoder; `embedded` [time, batch, e] are the given tokens' embeddings.
+
+        The model's own inputs meet the dropout masks that the given ones meet, and are made of outputs under dropout.
+        """
+        time, batch, _ = embedded.shape
+        replaced = sampling.replaced(time, batch, embedded.device)
+        points = sampling.points(time, batch, embedded.device)
+        config, units = self.config, self.decoder.output_units
+        input_mask = dropout.mask("target_embedding", embedded.shape, config.dropout_embedding, embedded)
+        mix_mask = dropout.mask("mix", (time, batch, units), config.dropout_mix, embedded)
+
+        def feed(t: int, mix: Tensor) -> Tensor:
+            logits = self.output(mix if mix_mask is None else mix * mix_mask[t - 1])
+            own = sampling.own_input(logits, points[t], self.target_embedding.weight).to(embedded.dtype)
+            return torch.where(replaced[t], own if input_mask is None else own * input_mask[t], embedded[t])
+
+        return feed
 
     def _losses(self, mix: Tensor, batch: Batch, tokens: int, label_smoothing: float) -> Tensor:
         hidden, targets = _real_tokens(mix, batch, tokens)
@@ -197,6 +244,12 @@ def _real_tokens(mix: Tensor, batch: Batch, tokens: int) -> tuple[Tensor, Tensor
     rows = torch.nonzero_static(real.flatten(), size=tokens).squeeze(1)
     hidden = F.embedding(rows, mix.flatten(0, 1))  # a row look-up whose gradient is far faster than index_select's
     return hidden, batch.target_output.t().flatten()[rows]
+
+
+def embedding_tables(config: ModelConfig) -> list[str]:
+    """Names of the embedding tables among the parameters of a model of this configuration."""
+    shared = ["source_embedding.weight"]
+    return shared if config.embedding.share else [*shared, "target_embedding.weight"]
 
 
 def build_model(

@@ -27,6 +27,7 @@ from nmt.training.checkpoint import (
 )
 from nmt.training.faults import Faults
 from nmt.training.observers import Observer, Record
+from nmt.training.probe import probe_metrics
 from nmt.training.state import Best, RunState
 
 Validate = Callable[[torch.nn.Module], dict[str, float]]
@@ -44,6 +45,7 @@ class Trainer:
     store, run_id, config: where the run lives and what it is.
     strategy: started already.
     validate: scores the current model.
+    sample: scores it on training text, beside each evaluation; None does not.
     vocabulary: target vocabulary size, for the collapse check.
     timing: `exclusive` where nothing else ran on the machine's cores, else `shared`.
     status: the run's status as training begins; progress is recorded on it.
@@ -63,10 +65,11 @@ class Trainer:
         timing: str,
         status: RunStatus,
         observer: Observer,
+        sample: Callable[[torch.nn.Module], Mapping[str, float]] | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ):
         self.store, self.run_id, self.config, self.strategy = store, run_id, config, strategy
-        self.validate, self.vocabulary, self.timing = validate, vocabulary, timing
+        self.validate, self.sample, self.vocabulary, self.timing = validate, sample, vocabulary, timing
         self.status, self.observer, self.clock = status, observer, clock
         self.faults = Faults(config.faults)
         self.state = RunState()
@@ -105,10 +108,14 @@ class Trainer:
 
     def _step(self) -> StepStats:
         begin = self.clock()
-        stats = self.strategy.step(self.state.step + 1, self.state.rate_scale)
+        index, every = self.state.step + 1, self.config.training.probe.every_steps
+        stats = self.strategy.step(index, self.state.rate_scale, probe=bool(every) and index % every == 0)
         self.state.seconds += self.clock() - begin
         self.state.step += 1
         self.state.target_tokens += stats.target_tokens
+        if stats.probe is not None:
+            line = {"kind": "probe", "step": stats.index, "seconds": self.state.seconds}
+            self._write(line | probe_metrics(stats))
         if not (math.isfinite(stats.loss) and math.isfinite(stats.gradient_norm)):
             # The update was not applied, so the model as it was can still be scored.
             self.state.diverged = f"loss {stats.loss}, gradient norm {stats.gradient_norm} at step {stats.index}"
@@ -141,6 +148,7 @@ class Trainer:
         self.strategy.synchronize()
         with self.strategy.evaluation_model() as model:
             metrics = self.validate(model)
+            beside = self.sample(model) if self.sample else {}
         self.faults.reach("evaluation", state.step)
         snapshot = self.strategy.state()
         digest = digest_tensors(snapshot["parameters"])
@@ -155,6 +163,7 @@ class Trainer:
             "seconds": state.seconds,
             "evaluation_seconds": self.clock() - begin,
             **metrics,
+            **beside,
             "best": best,
             "parameters_sha256": digest,
             "optimizer_sha256": digest_tensors(snapshot["optimizer"]),

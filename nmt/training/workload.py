@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -10,14 +11,21 @@ from typing import Any
 import torch
 
 from distributed.strategy import BatchPlan, OptimizerSpec, Stage, WorkloadSpec
+from nmt import registry
 from nmt.config import from_dict, to_dict
 from nmt.config.schema import RunConfig
 from nmt.data.batching import Batch, Sampler, collate
 from nmt.data.prepare import PreparedData, prepare
+from nmt.errors import UserError, did_you_mean
 from nmt.models.dropout import AddressedDropout
-from nmt.models.seq2seq import Seq2Seq, build_model
+from nmt.models.scheduled_sampling import ScheduledSampling, probability_at
+from nmt.models.seq2seq import Seq2Seq, build_model, embedding_tables
+from nmt.models.watch import GradientWatch
 from nmt.training.faults import Faults
 from nmt.training.schedule import learning_rate
+
+# Keys of the `optimizer` section that a rule is given where its constructor has a parameter of that name.
+OPTIMIZER_KEYS = ("beta1", "beta2", "epsilon", "epsilon_form", "momentum")
 
 
 @dataclass(frozen=True)
@@ -28,6 +36,12 @@ class TranslationSlot:
     dropout: AddressedDropout
     target_tokens: int
     source_tokens: int
+    sampling: ScheduledSampling | None = None
+    watch: GradientWatch | None = None
+
+    def inner_square_sums(self) -> Mapping[str, Sequence[float]]:
+        """Square sums of the gradients that `watch` saw; see `distributed.strategy.Slot`."""
+        return self.watch.square_sums() if self.watch else {}
 
 
 class TranslationWorkload:
@@ -49,15 +63,15 @@ class TranslationWorkload:
         return fresh_model(self.config, self.prepared).to(self.device)
 
     def stages(self, model: torch.nn.Module) -> Sequence[Stage]:
-        """Encoder, decoder, and output layer with the loss."""
+        """Encoder, decoder, and output layer with the loss; the last two in one with scheduled sampling."""
         assert isinstance(model, Seq2Seq)
-        return model.stages()
+        return model.stages(sampled=self.config.training.scheduled_sampling.form != "none")
 
     def slot_tokens(self, index: int) -> Sequence[int]:
         """Target tokens of each slot of step `index`."""
         return self.sampler.slot_tokens(index)
 
-    def slot(self, index: int, slot: int) -> TranslationSlot:
+    def slot(self, index: int, slot: int, probe: bool = False) -> TranslationSlot:
         """Slot `slot` of step `index`, built and moved to the device."""
         if slot == self.plan.micro_batches - 1:
             self._faults.reach("slot", index)
@@ -68,11 +82,20 @@ class TranslationWorkload:
             dropout=AddressedDropout(self.config.seed, index, slot),
             target_tokens=int(batch.target_lengths.sum()),
             source_tokens=int(batch.source_lengths.sum()),
+            sampling=self._sampling(index, slot),
+            watch=GradientWatch() if probe else None,
         )
 
     def learning_rate(self, index: int) -> float:
         """Scheduled rate of step `index`."""
         return learning_rate(self.config.optimizer, self.config.schedule, index)
+
+    def _sampling(self, index: int, slot: int) -> ScheduledSampling | None:
+        config = self.config.training.scheduled_sampling
+        probability = probability_at(config, index)
+        if not probability:
+            return None
+        return ScheduledSampling(config.form, probability, self.config.seed, index, slot)
 
     def autocast(self) -> AbstractContextManager[Any]:
         """bf16 products where the run asks for them."""
@@ -97,18 +120,24 @@ def fresh_model(config: RunConfig, prepared: PreparedData) -> Seq2Seq:
 
 
 def optimizer_spec(config: RunConfig) -> OptimizerSpec:
-    """The update rule of a run and the options that it takes."""
-    optimizer = config.optimizer
-    options: dict[str, dict[str, Any]] = {
-        "adam": {
-            "beta1": optimizer.beta1,
-            "beta2": optimizer.beta2,
-            "epsilon": optimizer.epsilon,
-            "epsilon_form": optimizer.epsilon_form,
-        },
-        "sgd": {"momentum": optimizer.momentum},
-    }
-    return OptimizerSpec(optimizer.name, options[optimizer.name], optimizer.clip_norm)
+    """The update rule of a run, what its constructor takes of the `optimizer` section, and clipping.
+
+    Raises UserError for an entry of `optimizer.options` that the rule does not take.
+    """
+    optimizer, where = config.optimizer, "optimizer.options"
+    rule = registry.location("optimizer", optimizer.name, "optimizer.name")
+    taken = list(inspect.signature(registry.lookup("optimizer", optimizer.name, "optimizer.name")).parameters)
+    options = {name: getattr(optimizer, name) for name in OPTIMIZER_KEYS if name in taken}
+    for option, value in optimizer.options.items():
+        if option not in taken or option in OPTIMIZER_KEYS:
+            allowed = [name for name in taken if name not in OPTIMIZER_KEYS]
+            raise UserError(
+                f"unknown option '{option}'", where=where, allowed=allowed, hint=did_you_mean(option, allowed)
+            )
+        options[option] = value
+    clip = optimizer.clip_embedding_norm
+    tables = embedding_tables(config.model) if clip else []
+    return OptimizerSpec(rule, options, optimizer.clip_norm, dict.fromkeys(tables, clip))
 
 
 def precision_context(config: RunConfig, device: str) -> AbstractContextManager[Any]:

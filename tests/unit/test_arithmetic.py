@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -9,7 +10,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distributed.arithmetic import CHUNK, FlatParameters, PairwiseSum, chunks, clip_, norm, square_sums
+from distributed.arithmetic import (
+    CHUNK,
+    FlatParameters,
+    PairwiseSum,
+    chunks,
+    clip_,
+    clip_parameters_,
+    norm,
+    parameter_norms,
+    square_sums,
+)
 from distributed.optimizers import Adam, Sgd, build_optimizer
 from distributed.strategy import BatchPlan, OptimizerSpec
 
@@ -102,6 +113,47 @@ def test_clipping_scales_only_what_is_too_long() -> None:
     assert gradient.tolist() == pytest.approx([0.6, 0.8])
 
 
+def wide_model() -> torch.nn.Module:
+    """Parameters that begin and end anywhere between chunk borders; the second spans several."""
+    torch.manual_seed(0)
+    shapes = {"a": (300, 100), "b": (700, 190), "c": (5,), "d": (CHUNK,)}
+    model = torch.nn.Module()
+    for name, shape in shapes.items():
+        model.register_parameter(name, torch.nn.Parameter(torch.randn(shape)))
+    return model
+
+
+def test_the_norm_of_each_parameter_is_exact_and_the_same_from_any_shards() -> None:
+    flat = FlatParameters(wide_model())
+    whole = parameter_norms(flat, flat.values)
+    chunks_in_all = -(-flat.values.numel() // CHUNK)
+    for cuts in ([2], [1, 3], list(range(1, chunks_in_all))):
+        borders = [0, *(cut * CHUNK for cut in cuts), flat.values.numel()]
+        for name, (start, shape) in flat.layout.items():
+            stop = start + shape.numel()
+            sums = []
+            for left, right in itertools.pairwise(borders):
+                shard = flat.values[left:right].clone()  # a process has its shard only
+                inside = max(start, left) - left, min(stop, right) - left
+                if inside[0] < inside[1]:
+                    sums += square_sums(shard, *inside)
+            assert norm(sums) == whole[name]
+            expected = math.sqrt(math.fsum(v * v for v in flat.view(flat.values, name).flatten().tolist()))
+            assert whole[name] == pytest.approx(expected, rel=1e-13)
+
+
+def test_only_the_named_parameters_are_clipped_each_by_its_own_norm() -> None:
+    flat = FlatParameters(small_model())
+    gradient = flat.new_buffer()
+    for name, value in (("0.weight", 3.0), ("0.bias", 3.0), ("1.weight", 0.001)):
+        flat.view(gradient, name).fill_(value)
+    clip_parameters_(flat, gradient, {"0.weight": 0.1, "1.weight": 0.1})
+    norms = parameter_norms(flat, gradient)
+    assert norms["0.weight"] == pytest.approx(0.1)
+    assert norms["0.bias"] == pytest.approx(3.0 * math.sqrt(3))
+    assert flat.view(gradient, "1.weight").eq(0.001).all()
+
+
 def adam_reference(form: str, steps: int) -> float:
     """Adam of one number with gradient 0.5 in plain Python, from the paper's equations."""
     x, m, v, rate, b1, b2, epsilon = 1.0, 0.0, 0.0, 0.1, 0.9, 0.999, 1e-2
@@ -133,12 +185,15 @@ def test_momentum_is_the_classical_one() -> None:
     assert values.item() == pytest.approx(-0.1 * (1.0 + 1.5))
 
 
+RULES = {"adam": "distributed.optimizers:Adam", "sgd": "distributed.optimizers:Sgd"}
+
+
 @pytest.mark.parametrize("name", ["adam", "sgd"])
 def test_an_update_has_the_same_bits_for_any_cut_and_any_number_of_threads(name: str) -> None:
     results = []
     for size, threads in ((8 * CHUNK, 1), (CHUNK, 2), (3 * CHUNK, 2)):
         torch.set_num_threads(threads)
-        rule = build_optimizer(OptimizerSpec(name, {"momentum": 0.9} if name == "sgd" else {}))
+        rule = build_optimizer(OptimizerSpec(RULES[name], {"momentum": 0.9} if name == "sgd" else {}))
         generator = torch.Generator().manual_seed(3)
         values = torch.randn(10 * CHUNK + 5, generator=generator)
         gradient = torch.randn(10 * CHUNK + 5, generator=generator)

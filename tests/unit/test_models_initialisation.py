@@ -17,6 +17,7 @@ from nmt.models.initialisation import initialise
 from nmt.models.layers import Affine, Table
 from nmt.models.seq2seq import build_model
 
+MASTER = InitialisationConfig(recurrent_scale=0.04, embedding_scale=0.04)
 GLOROT, UNIFORM = InitialisationConfig(), InitialisationConfig(name="uniform", scale=0.04)
 
 
@@ -120,6 +121,27 @@ def test_modules_of_other_packages_get_matrices_and_zero_vectors() -> None:
     foreign = drawn(nn.Linear(80, 50))
     assert_uniform(foreign["weight"], math.sqrt(6 / 130))
     assert not foreign["bias"].any()
+
+
+def test_recurrent_scale_is_for_the_matrices_of_cells_alone() -> None:
+    """The last state of google/seq2seq: kernels and tables U(-0.04, 0.04), all else as before."""
+    model = build_model(model_config(attention="additive", bridge="projection"), 50, 60)
+    plain = drawn(model)
+    master = drawn(
+        build_model(model_config(attention="additive", bridge="projection"), 50, 60),
+        MASTER,
+    )
+    assert_uniform(drawn(TfLstm(30, 50, CellConfig(kind="lstm")), MASTER)["input_weight"], 0.04)
+    assert_uniform(drawn(TfLstm(30, 50, CellConfig(kind="lstm")), MASTER)["recurrent_weight"], 0.04)
+    kernels = [name for name in plain if ".cells." in name and name.endswith("weight")]
+    tables = [name for name in plain if "embedding" in name]
+    assert len(kernels) == 3 * 4
+    assert len(tables) == 2
+    for name, before in plain.items():
+        if name in kernels or name in tables:
+            assert 0.03 < master[name].abs().max().item() <= 0.04, name
+        else:
+            assert torch.equal(before, master[name]), name
 
 
 def test_embedding_scale_is_for_the_tables_alone() -> None:

@@ -16,7 +16,9 @@ from nmt.config.schema import EncoderConfig, LossConfig
 from nmt.errors import UserError
 from nmt.models.dropout import NO_DROPOUT, AddressedDropout
 from nmt.models.dropout import Dropout as DropoutProtocol
+from nmt.models.scheduled_sampling import ScheduledSampling
 from nmt.models.seq2seq import Encoded, Seq2Seq, build_model
+from nmt.models.watch import GradientWatch
 
 KINDS, ATTENTIONS = ["gru", "lstm"], ["additive", "multiplicative", "none_state"]
 SOURCES = [[3, 4, 5], [10], [6, 3, 9, 8, 7]]
@@ -27,6 +29,8 @@ TARGETS = [[4, 12, 3, 5], [7, 7], []]
 class ExampleSlot:
     batch: PaddedBatch
     dropout: DropoutProtocol = NO_DROPOUT
+    sampling: ScheduledSampling | None = None
+    watch: GradientWatch | None = None
 
     @property
     def target_tokens(self) -> int:

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 
-from distributed.strategy import StepStats, WorkloadSpec
+from distributed.strategy import Probe, StepStats, WorkloadSpec
 from nmt.config import compose
 from nmt.config.schema import RunConfig
 from nmt.runs import LocalRunStore, RunStatus
@@ -38,12 +38,13 @@ class Counting:
 
     def start(self, spec: WorkloadSpec) -> None: ...
 
-    def step(self, index: int, rate_scale: float = 1.0) -> StepStats:
+    def step(self, index: int, rate_scale: float = 1.0, probe: bool = False) -> StepStats:
         self.rate_scales.append(rate_scale)
         loss = self.losses.get(index, 1.0 / index)
         if math.isfinite(loss):
             self.parameter += 1
-        return StepStats(index, loss, 10, 9, 1.0, 0.1)
+        seen = Probe({"a.b.c": 3.0, "a.b.d": 4.0, "e.f": 12.0}, {"a.b.c": 0.5}, {"decoder.0": 7.0}) if probe else None
+        return StepStats(index, loss, 10, 9, 1.0, 0.1, seen)
 
     def synchronize(self) -> None: ...
 
@@ -170,6 +171,27 @@ def test_every_step_of_a_resumed_log_stands_once(tmp_path: Path) -> None:
         return [{k: v for k, v in json.loads(line).items() if k not in timed} for line in text.splitlines()]
 
     assert untimed((store.directory(RUN) / "metrics.jsonl").read_text()) == untimed(log)
+
+
+def test_probes_are_lines_of_their_own_by_module(tmp_path: Path) -> None:
+    words = ["training.max_steps=7", "training.probe.every_steps=3"]
+    trainer, _, store = make(tmp_path, words, [1.0])
+    trainer.sample = lambda model: {"train/teacher_forced/log_perplexity": 0.25}
+    trainer.run()
+    first, second = records(store, "probe")
+    assert (first["step"], second["step"]) == (3, 6)
+    assert {name: value for name, value in first.items() if "/" in name} == {
+        "probe/gradient/all": 13.0,
+        "probe/gradient/a.b": 5.0,
+        "probe/gradient/e": 12.0,
+        "probe/update/all": 0.5,
+        "probe/update/a.b": 0.5,
+        "probe/state_gradient/decoder.0": 7.0,
+    }
+    evaluations = records(store, "evaluation")
+    assert [record["train/teacher_forced/log_perplexity"] for record in evaluations] == [0.25, 0.25]
+    assert trainer.state.best is not None
+    assert "train/teacher_forced/log_perplexity" not in trainer.state.best.metrics  # results are those without a probe
 
 
 def test_timing_is_shared_once_any_part_was(tmp_path: Path) -> None:
