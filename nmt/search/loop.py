@@ -67,6 +67,7 @@ def run(
         if constraints is not None:
             constraints.apply(log_probabilities, length)
         hypotheses, step = hypotheses.advance(log_probabilities, weights, length)
+        del logits, log_probabilities  # the largest tensors: the next step's take their place in memory
         live = hypotheses.live()
         record.add(present, step, weights if attention else None, live)
         count = int(live.sum())
