@@ -1,7 +1,8 @@
 """Built-in corpora, generated: the same options give the same bytes on every machine.
 
 `toy_copy` and `toy_reverse` are the two tasks of google/seq2seq. `toy_translation` is a small translation task between
-two invented languages (see `nmt.data.toy_languages`). No sentence of one split occurs in another.
+two invented languages (see `nmt.data.toy_languages`), `toy_summarisation` one of telling the news of a report in one
+sentence (see `nmt.data.toy_reports`). No source text of one split occurs in another.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any, TypeVar
 
 from nmt.data.corpus import ParallelText, RawCorpus
 from nmt.data.toy_languages import Languages
+from nmt.data.toy_reports import report
 from nmt.errors import UserError, did_you_mean
 
 _SIZES = {"train_size": 10_000, "validation_size": 500, "test_size": 1000, "seed": 0}
@@ -53,6 +55,22 @@ def toy_translation(options: Mapping[str, Any]) -> RawCorpus:
             if low <= len(source) <= high:
                 return " ".join(source), " ".join(target)
         raise _too_few("min_length", f"hardly any sentence has {low} to {high} words")
+
+    return _splits(values, draw)
+
+
+def toy_summarisation(options: Mapping[str, Any]) -> RawCorpus:
+    """Reports of several sentences, and the one thing in each that is both new and certain.
+
+    Options: min_sentences, max_sentences (of a report), train_size, validation_size, test_size (pairs), seed.
+    """
+    known = {"min_sentences": 4, "max_sentences": 6} | _SIZES | {"validation_size": 200, "test_size": 500}
+    values = _read(options, known)
+    low, high = values["min_sentences"], values["max_sentences"]
+
+    def draw(draws: Draws) -> tuple[str, str]:
+        source, target = report(draws, low + draws.below(high - low + 1))
+        return " ".join(source), " ".join(target)
 
     return _splits(values, draw)
 
@@ -123,10 +141,11 @@ def _read(options: Mapping[str, Any], known: Mapping[str, int]) -> dict[str, int
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise UserError(f"{value} is no integer >= {least}", where=where)
     values = {**known, **options}
-    if values["min_length"] > values["max_length"]:
-        raise UserError(
-            f"{values['min_length']} is above max_length {values['max_length']}", where="data.options.min_length"
-        )
+    for name in values:
+        unit = name.removeprefix("min_")
+        if unit != name and values[name] > values[f"max_{unit}"]:
+            most = values[f"max_{unit}"]
+            raise UserError(f"{values[name]} is above max_{unit} {most}", where=f"data.options.{name}")
     return values
 
 

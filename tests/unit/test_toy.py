@@ -11,9 +11,11 @@ from nmt.config.schema import DataConfig
 from nmt.data.corpus import ParallelText, RawCorpus, load_corpus
 from nmt.data.toy import Draws
 from nmt.data.toy_languages import CLASSES, PLURAL, SINGULAR, Languages
+from nmt.data.toy_reports import CERTAIN, HEARSAY
 from nmt.errors import UserError
 
-NAMES = ("toy_copy", "toy_reverse", "toy_translation")
+NAMES = ("toy_copy", "toy_reverse", "toy_summarisation", "toy_translation")
+BY_LENGTH = tuple(name for name in NAMES if name != "toy_summarisation")
 
 
 def corpus_of(name: str, *overrides: str) -> RawCorpus:
@@ -30,6 +32,7 @@ def splits(corpus: RawCorpus) -> list[ParallelText]:
         ("toy_copy", "a817af2fb4a646f0"),
         ("toy_reverse", "c56e1964fd2603d9"),
         ("toy_translation", "767dcd7bc24c5cf8"),
+        ("toy_summarisation", "0b66864a875d49c0"),
     ],
 )
 def test_bytes_are_the_same_everywhere(name: str, sha256: str) -> None:
@@ -45,7 +48,7 @@ def test_no_sentence_occurs_twice(name: str) -> None:
     assert len(set(sources)) == len(sources)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", BY_LENGTH)
 def test_sizes_and_lengths_are_as_asked(name: str) -> None:
     corpus = corpus_of(
         name, "data.options.train_size=300", "data.options.validation_size=20", "data.options.test_size=30",
@@ -81,6 +84,19 @@ def test_targets_copy_and_reverse() -> None:
 def test_options_that_make_no_corpus(options: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         corpus_of("toy_copy", *options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["data.options.min_sentences=3"], "min_sentences: 3 is too few for a report; allowed: >= 4"),
+        (["data.options.min_sentences=9"], "9 is above max_sentences 6"),
+        (["data.options.min_length=3"], "min_length: unknown option"),
+    ],
+)
+def test_options_that_make_no_report(options: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        corpus_of("toy_summarisation", *options)
 
 
 def test_unknown_options_are_refused() -> None:
@@ -158,3 +174,40 @@ def test_reordering_and_vocabulary() -> None:
     types = [len({word for line in side for word in line.split()}) for side in (train.source, train.target)]
     assert 100 <= types[0] <= 197 and 150 <= types[1] <= 197
     assert any(len(s.split()) != len(t.split()) for s, t in zip(train.source, train.target, strict=True))
+
+
+def sentences_of(report: str) -> list[list[str]]:
+    *sentences, rest = report.split(" .")
+    assert rest == ""
+    return [sentence.split() for sentence in sentences]
+
+
+def test_a_summary_follows_from_its_report_and_from_nothing_less() -> None:
+    """An independent reader: the one certain event, and the state of its thing; a rumour would give another summary."""
+    corpus = corpus_of("toy_summarisation")
+    positions = set()
+    for report, summary in zip(corpus.test.source, corpus.test.target, strict=True):
+        sentences = sentences_of(report)
+        states = {words[1]: words[3] for words in sentences if words[0] == "the"}
+        events = {words[0]: words[1:] for words in sentences if words[0] in (*CERTAIN, *HEARSAY)}
+        told = {
+            credit: " ".join([*words[:3], states[words[3]], *words[3:]])  # name verb the [state] thing in place
+            for credit, words in events.items()
+        }
+        (certain,) = set(CERTAIN) & set(told)
+        assert told.pop(certain) == summary
+        assert told and summary not in told.values()
+        positions.add([words[0] for words in sentences].index(certain))
+    assert positions == set(range(6)), "the news may stand anywhere"
+
+
+def test_reports_have_as_many_sentences_as_asked() -> None:
+    options = ["data.options.min_sentences=7", "data.options.max_sentences=12", "data.options.train_size=300"]
+    counts = {len(sentences_of(report)) for report in corpus_of("toy_summarisation", *options).train.source}
+    assert counts == set(range(7, 13))
+
+
+def test_reports_fit_the_vocabulary_of_the_built_in_corpora() -> None:
+    train = corpus_of("toy_summarisation").train
+    for side in (train.source, train.target):
+        assert len({word for line in side for word in line.split()}) <= 197
