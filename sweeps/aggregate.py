@@ -26,6 +26,11 @@ class Statistics:
     min: float
     max: float
 
+    @property
+    def sd_over_n(self) -> float | None:
+        """The population form of `sd` (n in the denominator), for publications that do not say which they print."""
+        return None if self.sd is None else self.sd * math.sqrt((self.n - 1) / self.n)
+
 
 @dataclass(frozen=True, kw_only=True)
 class RowResult:

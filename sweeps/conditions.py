@@ -12,14 +12,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nmt.config import RunConfig, compose, explain_difference
-from nmt.config.compose import groups
+from nmt.config import RunConfig, explain_difference
 from nmt.config.identity import canonical
 from nmt.config.schema import PLACEMENT, TRAIN
-from nmt.errors import UserError
+from sweeps.rows import PUBLISHED_SCALE, published_row
 from sweeps.spec import RowSpec, SweepSpec
-
-PUBLISHED_SCALE = "published"
 
 
 def differences_from_published(
@@ -30,14 +27,17 @@ def differences_from_published(
     Where the published conditions cannot be composed with the row's overrides, the overrides that lead away from them
     are listed instead.
     """
-    if PUBLISHED_SCALE not in groups(conf).get("scale", []):
+    published = published_row(row, conf)
+    if published is None:
         return _leading_away(config, spec, overrides)
-    try:
-        published = compose([f"experiment={row.experiment}", f"scale={PUBLISHED_SCALE}", *row.overrides], conf)
-        differences = explain_difference(_conditions(config), _conditions(published))
-    except UserError:
-        return _leading_away(config, spec, overrides)
+    differences = explain_difference(_conditions(config), _conditions(published))
     return (*_scale(config), *_in_words(config, published, differences))
+
+
+def shared_differences(each: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
+    """What stands in all of several rows' differences, in the first one's order: said once, above a table."""
+    first, *others = each or [()]
+    return tuple(difference for difference in first if all(difference in other for other in others))
 
 
 def _conditions(config: RunConfig) -> dict[str, Any]:
@@ -54,6 +54,8 @@ def _in_words(config: RunConfig, published: RunConfig, differences: Sequence[str
     if config.data.name != published.data.name:
         words.append(f"data={config.data.name} instead of {published.data.name}")
         told += ["corpus.", "data."]
+    elif config.data.test != published.data.test:
+        words.append(f"test text {_files(config)} instead of {_files(published)}")
     here, there = config.tokenizer, published.tokenizer
     if here.name != there.name:
         words.append(f"tokenizer {here.name} of {here.vocab_size} instead of {there.name} of {there.vocab_size}")
@@ -62,7 +64,13 @@ def _in_words(config: RunConfig, published: RunConfig, differences: Sequence[str
         shrunk = config.scale.dim_divisor > 1 and key.startswith("model.") and key.endswith("units")
         if not shrunk and not key.startswith(tuple(told)):
             words.append(f"{key} {_at(config, key)} instead of {_at(published, key)}")
+    if published.distribution.stands_for:
+        words.append(f"distribution={config.distribution.name} instead of {published.distribution.stands_for}")
     return words
+
+
+def _files(config: RunConfig) -> str:
+    return " ".join(config.data.test.source) or "none"
 
 
 def _at(config: Any, key: str) -> Any:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
+from sweeps.counts import check_counts, count_rows
 from sweeps.plan import SweepPlan
+from sweeps.table import NOTHING
 
 WHAT = {
     "nothing": "nothing: complete",
@@ -16,25 +18,35 @@ WHAT = {
 
 
 def show_plan(plan: SweepPlan, console: Console) -> None:
-    """Print rows, run ids, states, budgets, sizes and what is left to do. Imports torch, to count parameters."""
+    """Print rows, run ids, states, budgets, sizes and what is left to do. Imports torch, to count parameters.
+
+    Raises UserError where a row's parameters at published size are not those that were published.
+    """
     from nmt.models.parameters import planned_parameters
 
     _say(console, f"{plan.name}: {plan.spec.title}")
     table = Table()
     for name in ("row", "run", "state", "would"):
         table.add_column(name, no_wrap=True)
-    for name in ("step", "params M"):
+    for name in ("step", "parameters", "at published size", "published M"):
         table.add_column(name, justify="right", no_wrap=True)
     shown: dict[str, str] = {}
-    for row in plan.rows:
-        millions = f"{planned_parameters(row.config) / 1e6:.2f}"
+    counts = count_rows([row.spec for row in plan.rows])
+    for row, count in zip(plan.rows, counts, strict=True):
+        sizes = [f"{planned_parameters(row.config):,}", NOTHING, NOTHING]
+        if count is not None:
+            sizes[1] = f"{count.parameters:,}"
+            sizes[2] = NOTHING if count.published_M is None else f"{count.published_M:.2f}"
         for run in row.runs:
             step = plan.store.status(run.run_id).step
             would = f"same run as {shown[run.run_id]}" if run.run_id in shown else WHAT[run.todo]
             shown.setdefault(run.run_id, row.label)
             steps = f"{step}/{run.config.training.max_steps}"
-            table.add_row(row.label, run.run_id, run.found.state, would, steps, millions)
+            table.add_row(row.label, run.run_id, run.found.state, would, steps, *sizes)
     console.print(table)
+    for line in (check_counts(counts), left_out(plan)):
+        if line:
+            _say(console, line)
     for differs in dict.fromkeys(row.differs for row in plan.rows if row.differs):
         labels = ", ".join(row.label for row in plan.rows if row.differs == differs)
         _say(console, f"other conditions than published ({labels}): {'; '.join(differs)}")
@@ -42,6 +54,14 @@ def show_plan(plan: SweepPlan, console: Console) -> None:
     runs = {run.run_id for run in plan.runs}
     executor = plan.config.executor.name
     _say(console, f"{len(runs)} runs, {len(items)} to do through executor={executor}; nothing was started")
+
+
+def left_out(plan: SweepPlan) -> str:
+    """One line on the rows that another corpus makes void, empty where there are none."""
+    if not plan.left_out:
+        return ""
+    rows = "; ".join(f"{row.label} (needs test set {row.test})" for row in plan.left_out)
+    return f"left out with data={plan.config.data.name}: {rows}"
 
 
 def _say(console: Console, text: str) -> None:

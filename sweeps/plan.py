@@ -1,9 +1,4 @@
-"""From a sweep's YAML to runs: every row composed once, every replicate looked up in the run store.
-
-Precedence, lowest first: defaults, scale, experiment, the sweep's overrides, the row's, the command line's. Hydra lets
-a value (`search.beam=3`) beat a group (`search=beam5`) wherever either stands, so `layered` drops what a higher
-layer's group replaces.
-"""
+"""From a sweep's YAML to runs: every row composed once, every replicate looked up in the run store."""
 
 from __future__ import annotations
 
@@ -12,12 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nmt.config import RunConfig, compose, to_dict
+from nmt.config import RunConfig, to_dict
 from nmt.config.compose import groups
+from nmt.config.schema import SearchConfig, SplitConfig
 from nmt.errors import UserError
 from nmt.runs import LocalRunStore, RunStore
 from sweeps.conditions import differences_from_published
 from sweeps.results import Replicate, read_replicate
+from sweeps.rows import compose_row
 from sweeps.spec import RowSpec, SweepSpec, refuse_row_owned
 from sweeps.worker import WorkItem
 
@@ -71,12 +68,17 @@ class PlannedRow:
 
 @dataclass(frozen=True, kw_only=True)
 class SweepPlan:
-    """All that a sweep consists of. `overrides` are the command line's; the runs live in `store`."""
+    """All that a sweep consists of. `overrides` are the command line's; the runs live in `store`.
+
+    `left_out` holds rows that another corpus than the published one makes void: they ask for a further test set, which
+    it does not have, of a configuration that stands in the plan already.
+    """
 
     spec: SweepSpec
     rows: tuple[PlannedRow, ...]
     store: LocalRunStore
     overrides: tuple[str, ...] = ()
+    left_out: tuple[RowSpec, ...] = ()
 
     @property
     def name(self) -> str:
@@ -107,11 +109,11 @@ class SweepPlan:
         return [run for run in self.runs if not run.found.complete]
 
     def work_items(self) -> list[WorkItem]:
-        """What an executor is to do: one item a run id, with a configuration for each search that is asked of it."""
+        """What an executor is to do: one item a run id, with a configuration for each decoding that is asked of it."""
         items: dict[str, list[PlannedRun]] = {}
         for run in self.missing:
             same_run = items.setdefault(run.run_id, [])
-            if all(run.config.search != other.config.search for other in same_run):
+            if all(_decoding(run.config) != _decoding(other.config) for other in same_run):
                 same_run.append(run)
         return [
             WorkItem(
@@ -130,51 +132,33 @@ def make_plan(spec: SweepSpec, overrides: Sequence[str], conf: Path | None = Non
     """
     refuse_row_owned(tuple(overrides), "command line")
     known_groups = set(groups(conf))
-    configs = [compose_row(spec, row, overrides, known_groups, conf) for row in spec.rows]
-    for row, config in zip(spec.rows, configs, strict=True):
-        _same_everywhere(spec.rows[0], configs[0], row, config)
-    store = LocalRunStore(configs[0].paths.runs)
+    composed = [(row, compose_row(spec, row, overrides, known_groups, conf)) for row in spec.rows]
+    first_row, first = composed[0]
+    for row, config in composed:
+        _same_everywhere(first_row, first, row, config)
+    left_out = [row for row, config in composed if _is_void(row, config, spec)]
+    store = LocalRunStore(first.paths.runs)
     rows: list[PlannedRow] = []
-    for row, config in zip(spec.rows, configs, strict=True):
+    for row, config in composed:
+        if row in left_out:
+            continue
         runs = tuple(_planned_run(row, config, replicate, store) for replicate in range(config.replicates))
         differs = differences_from_published(row, config, spec, overrides, conf) if row.published else ()
         twin = next((other.label for other in rows if other.runs[0].run_id == runs[0].run_id), None)
         rows.append(PlannedRow(spec=row, config=config, runs=runs, differs=differs, same_runs_as=twin))
-    return SweepPlan(spec=spec, rows=tuple(rows), store=store, overrides=tuple(overrides))
+    return SweepPlan(spec=spec, rows=tuple(rows), store=store, overrides=tuple(overrides), left_out=tuple(left_out))
 
 
-def compose_row(
-    spec: SweepSpec, row: RowSpec, overrides: Sequence[str], known_groups: set[str], conf: Path | None = None
-) -> RunConfig:
-    """The row's configuration for its first replicate, labelled."""
-    replicates = [] if spec.replicates is None else [f"replicates={spec.replicates}"]
-    lower = [f"experiment={row.experiment}", *replicates]
-    words = layered([lower, list(spec.overrides), list(row.overrides), list(overrides)], known_groups)
-    try:
-        config = compose(words, conf)
-    except UserError as error:
-        said_for_all = {word.partition("=")[0] for word in (*spec.overrides, *overrides)}
-        where = error.where if error.where in said_for_all else f"row '{row.label}': {error.where or 'configuration'}"
-        raise UserError(error.what, where=where, allowed=error.allowed, hint=error.hint) from error
-    return dataclasses.replace(config, label=row.label)
+def _is_void(row: RowSpec, config: RunConfig, spec: SweepSpec) -> bool:
+    """Whether an earlier row differs in nothing but a test set, and this corpus does not have the row's own."""
+    if not row.test or row.test in config.data.tests:
+        return False
+    earlier = spec.rows[: spec.rows.index(row)]
+    return any((r.experiment, r.overrides) == (row.experiment, row.overrides) and r.test != row.test for r in earlier)
 
 
-def layered(layers: Sequence[Sequence[str]], known_groups: set[str]) -> list[str]:
-    """One list of overrides in which a later layer always wins.
-
-    A group that a layer chooses (`search=beam5`) drops the values that lower layers put inside it (`search.beam=3`);
-    within a layer Hydra's own rule holds. `preset`, `scale` and `experiment` fill many sections and drop nothing: they
-    stand below every value.
-    """
-    merged: list[str] = []
-    for layer in layers:
-        for override in layer:
-            key = override.partition("=")[0]
-            if key in known_groups and key not in ("preset", "scale", "experiment"):
-                inside = key.replace("/", ".") + "."
-                merged = [word for word in merged if not word.startswith(inside)]
-        merged += layer
-    return merged
+def _decoding(config: RunConfig) -> tuple[SearchConfig, SplitConfig]:
+    return config.search, config.data.test
 
 
 def _planned_run(row: RowSpec, config: RunConfig, replicate: int, store: RunStore) -> PlannedRun:

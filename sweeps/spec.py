@@ -5,11 +5,21 @@ replicates: 2                  # replicates of each row; absent: as the scale sa
 baseline: additive             # label of the row that the others are compared with; optional
 published_source: a paper      # where the published numbers stand, and what exactly they are; optional
 overrides: [data=toy_copy]     # config overrides of all rows
+test: newstest2013             # test set of all rows, where the corpus names one so (data.tests); optional
 rows:
   - label: additive            # name in tables and pictures, unique
     experiment: t5_add_512     # conf/experiment/<name>.yaml; absent: baseline
     overrides: []              # config overrides of this row
+    test: newstest2014         # test set of this row alone; optional
     published: {mean: 22.47, std: 0.27, max: 22.79, params_M: 66.33}  # each optional
+systems:                       # what was published beside the rows, and is not ours to train; optional
+  - label: BPE-Char
+    published: {newstest2014: 21.5, newstest2015: 23.9}  # by test set
+    source: Chung et al. 2016
+    unconfirmed: why the figures may be another system's  # optional
+
+`published.params_note` says why a row's parameter count is known to differ from the published figure; without it a
+difference is an error before anything starts (see `sweeps.counts`).
 """
 
 from __future__ import annotations
@@ -22,30 +32,53 @@ from typing import Any
 from nmt.config.compose import CONF, read_yaml
 from nmt.errors import UserError, did_you_mean
 
-SWEEP_KEYS = ("title", "replicates", "baseline", "published_source", "overrides", "rows")
-ROW_KEYS = ("label", "experiment", "overrides", "published")
-PUBLISHED_KEYS = ("mean", "std", "max", "params_M")
+SWEEP_KEYS = ("title", "replicates", "baseline", "published_source", "overrides", "test", "rows", "systems")
+ROW_KEYS = ("label", "experiment", "overrides", "test", "published")
+SYSTEM_KEYS = ("label", "published", "source", "unconfirmed")
+PUBLISHED_NUMBERS = ("mean", "std", "max", "params_M")
+PUBLISHED_KEYS = (*PUBLISHED_NUMBERS, "params_note")
 ROW_OWNED = ("experiment", "label")  # what a row says itself, and no override may say for all rows
 
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """What a publication printed for a row: BLEU mean, standard deviation and maximum, parameters in millions."""
+    """What a publication printed for a row: BLEU mean, standard deviation and maximum, parameters in millions.
+
+    `params_note` documents a parameter count that is known not to agree, empty where it does.
+    """
 
     mean: float | None = None
     std: float | None = None
     max: float | None = None
     params_M: float | None = None
+    params_note: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RowSpec:
-    """A row: one configuration, as an experiment plus overrides."""
+    """A row: one configuration, as an experiment plus overrides.
+
+    `test` names the test set that the row is scored on, where the corpus has one of this name (`data.tests`).
+    """
 
     label: str
     experiment: str = "baseline"
     overrides: tuple[str, ...] = ()
+    test: str = ""
     published: Published | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SystemSpec:
+    """Another system of the published table: its BLEU by test set, and where it was described.
+
+    `unconfirmed` says why the figures may not be this system's, empty where they are certain.
+    """
+
+    label: str
+    published: Mapping[str, float]
+    source: str
+    unconfirmed: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +92,7 @@ class SweepSpec:
     baseline: str | None = None
     published_source: str = ""
     overrides: tuple[str, ...] = ()
+    systems: tuple[SystemSpec, ...] = ()
 
 
 def available_sweeps(conf: Path | None = None) -> dict[str, str]:
@@ -88,7 +122,8 @@ def _read_spec(path: Path) -> SweepSpec:
     rows_data = data.get("rows")
     if not isinstance(rows_data, list) or not rows_data:
         raise UserError("must be a list of at least one row", where=f"{path}: rows")
-    rows = tuple(_read_row(row, f"{path}: rows[{number}]") for number, row in enumerate(rows_data))
+    test = _text(data, "test", str(path), required=False)
+    rows = tuple(_read_row(row, f"{path}: rows[{number}]", test) for number, row in enumerate(rows_data))
     labels = [row.label for row in rows]
     for label in labels:
         if labels.count(label) > 1:
@@ -109,10 +144,11 @@ def _read_spec(path: Path) -> SweepSpec:
         baseline=baseline or None,
         published_source=_text(data, "published_source", str(path), required=False),
         overrides=_overrides(data, str(path)),
+        systems=_systems(data, f"{path}: systems"),
     )
 
 
-def _read_row(data: Any, where: str) -> RowSpec:
+def _read_row(data: Any, where: str, test: str) -> RowSpec:
     if not isinstance(data, dict):
         raise UserError("must be a mapping", where=where, allowed=list(ROW_KEYS))
     _known_keys(data, ROW_KEYS, where)
@@ -120,6 +156,7 @@ def _read_row(data: Any, where: str) -> RowSpec:
         label=_text(data, "label", where),
         experiment=_text(data, "experiment", where, required=False) or "baseline",
         overrides=_overrides(data, where),
+        test=_text(data, "test", where, required=False) or test,
         published=_published(data.get("published"), f"{where}.published"),
     )
 
@@ -173,7 +210,32 @@ def _published(data: Any, where: str) -> Published | None:
     if not isinstance(data, dict):
         raise UserError("must be a mapping", where=where, allowed=list(PUBLISHED_KEYS))
     _known_keys(data, PUBLISHED_KEYS, where)
+    numbers = _numbers({name: data[name] for name in PUBLISHED_NUMBERS if name in data}, where)
+    return Published(**numbers, params_note=_text(data, "params_note", where, required=False))
+
+
+def _systems(data: Mapping[str, Any], where: str) -> tuple[SystemSpec, ...]:
+    value = data.get("systems") or []
+    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+        raise UserError("must be a list of mappings", where=where, allowed=list(SYSTEM_KEYS))
+    return tuple(_read_system(item, f"{where}[{number}]") for number, item in enumerate(value))
+
+
+def _read_system(data: Mapping[str, Any], where: str) -> SystemSpec:
+    _known_keys(data, SYSTEM_KEYS, where)
+    published = data.get("published")
+    if not isinstance(published, dict) or not published:
+        raise UserError("must be a mapping of test sets to BLEU", where=f"{where}.published")
+    return SystemSpec(
+        label=_text(data, "label", where),
+        published=_numbers(published, f"{where}.published"),
+        source=_text(data, "source", where),
+        unconfirmed=_text(data, "unconfirmed", where, required=False),
+    )
+
+
+def _numbers(data: Mapping[str, Any], where: str) -> dict[str, float]:
     for name, value in data.items():
         if not isinstance(value, int | float) or isinstance(value, bool):
             raise UserError(f"'{value}' is not a number", where=f"{where}.{name}")
-    return Published(**{name: float(value) for name, value in data.items()})
+    return {name: float(value) for name, value in data.items()}

@@ -90,6 +90,8 @@ def run_sweep(plan: SweepPlan, console: Console, name: str) -> int:
     executor = registry.lookup("executor", plan.config.executor.name, "executor.name")(plan.config.executor, plan.store)
     _say(console, f"{plan.name}: {plan.spec.title}")
     _say(console, _intention(plan, len(items)))
+    for line in _before_launch(plan) if items else ():
+        _say(console, line)
     tracker = open_tracker(plan)
     try:
         if items:
@@ -177,6 +179,19 @@ def _intention(plan: SweepPlan, items: int) -> str:
         return f"{rows}: all {len(runs)} runs are there, nothing to train"
     reused = f", {there} there already" if there else ""
     return f"{rows}: {items} of {len(runs)} runs to do{reused}, executor={plan.config.executor.name}"
+
+
+def _before_launch(plan: SweepPlan) -> list[str]:
+    """What must hold, and be known, before anything is trained.
+
+    Raises UserError where a row's parameters are not those that were published for it.
+    """
+    from sweeps.counts import check_counts, count_rows
+    from sweeps.dry_run import left_out
+
+    published = [row.spec for row in plan.rows if row.spec.published and row.spec.published.params_M is not None]
+    counts = check_counts(count_rows(published)) if published else ""  # without, torch need not load
+    return [line for line in (counts, left_out(plan)) if line]
 
 
 def _show(plan: SweepPlan, results: Sequence[RowResult], console: Console) -> None:

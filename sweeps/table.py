@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rich import box
@@ -14,6 +14,7 @@ from rich.text import Text
 
 from nmt.evaluation.catalogue import best_form
 from sweeps.aggregate import TIMINGS, RowResult, Statistics
+from sweeps.conditions import shared_differences
 from sweeps.plan import SweepPlan
 
 NOTHING = "–"
@@ -24,11 +25,12 @@ MAX_DIFFERENCES = 8  # from the published conditions, below the table; sweep.jso
 class Table:
     """Text cells, row by row, and what stands below them.
 
-    `numeric` says which columns are aligned to the right. `legend` explains the letters of the column of marks,
-    `notes` the columns.
+    `conditions` says in what all published rows differ from their publication, empty where they do not. `numeric` says
+    which columns are aligned to the right. `legend` explains the letters of the column of marks, `notes` the columns.
     """
 
     title: str
+    conditions: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     numeric: tuple[bool, ...]
@@ -39,7 +41,9 @@ class Table:
 def make_table(plan: SweepPlan, results: Sequence[RowResult]) -> Table:
     """Lay out the rows. Columns in which no row has anything to say are left out."""
     metric = plan.config.validation.metric
-    texts = list(dict.fromkeys(text for row in results for text in marks(row)))
+    shared = shared_differences([row.differs for row in results if row.published])
+    texts = list(dict.fromkeys(text for row in results for text in marks(row, shared)))
+    texts += [system.unconfirmed for system in plan.spec.systems if system.unconfirmed]
     letters = {text: _letter(number) for number, text in enumerate(texts)}
     columns: list[tuple[str, bool, list[str]]] = [
         ("row", False, [_label(plan, row) for row in results]),
@@ -50,11 +54,14 @@ def make_table(plan: SweepPlan, results: Sequence[RowResult]) -> Table:
         ("log-ppl", True, [_mean(row.log_perplexity, ".3f") for row in results]),
         ("tok/s", True, [_mean(row.tokens_per_second.get(row.timing), ",.0f") for row in results]),
         ("conv. s", True, [_mean(row.convergence_seconds.get(row.timing), ",.0f") for row in results]),
-        ("marks", False, [" ".join(letters[text] for text in marks(row)) for row in results]),
+        ("marks", False, [" ".join(letters[text] for text in marks(row, shared)) for row in results]),
     ]
+    for name, _, cells in columns:
+        cells += _other_systems(plan, name, letters)
     shown = [column for column in columns if column[0] in ("row", f"test {metric}", "n") or any(_says(column[2]))]
     return Table(
         title=plan.spec.title,
+        conditions=f"Not as published: {'; '.join(shared)}." if shared else "",
         columns=tuple(name for name, _, _ in shown),
         rows=tuple(zip(*(cells for _, _, cells in shown), strict=True)),
         numeric=tuple(numeric for _, numeric, _ in shown),
@@ -72,17 +79,18 @@ def statistics_cell(values: Statistics | None, best: str = "max") -> str:
     return f"{values.mean:.2f} ± {values.sd:.2f} ({getattr(values, best):.2f})"
 
 
-def marks(row: RowResult) -> list[str]:
-    """What a reader must know before trusting the row's figures, a clause each."""
+def marks(row: RowResult, said: Sequence[str] = ()) -> list[str]:
+    """What a reader must know before trusting the row's figures, a clause each; `said` stands above the table."""
     found = []
     n = len(row.complete)
     if row.missing:
         found.append(f"{row.missing} of {row.requested} replicates missing")
     if row.diverged:
         found.append(f"{row.diverged} of {n} diverged, counted with the best checkpoint before")
-    if row.published and row.differs:
-        more = f"; and {len(row.differs) - MAX_DIFFERENCES} more" if len(row.differs) > MAX_DIFFERENCES else ""
-        found.append(f"other conditions than published: {'; '.join(row.differs[:MAX_DIFFERENCES])}{more}")
+    differs = [difference for difference in row.differs if difference not in said] if row.published else []
+    if differs:
+        more = f"; and {len(differs) - MAX_DIFFERENCES} more" if len(differs) > MAX_DIFFERENCES else ""
+        found.append(f"other conditions than published: {'; '.join(differs[:MAX_DIFFERENCES])}{more}")
     if row.still_improving:
         who = "best" if row.still_improving == n else f"{row.still_improving} of {n} best"
         found.append(f"{who} at the end of the budget: longer training would change the figure")
@@ -97,14 +105,13 @@ def marks(row: RowResult) -> list[str]:
 
 def to_screen(table: Table) -> Group:
     """The table for a terminal."""
-    screen = ScreenTable(
-        title=table.title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False
-    )
+    screen = ScreenTable(box=box.SIMPLE_HEAD, pad_edge=False)
     for name, numeric in zip(table.columns, table.numeric, strict=True):
         screen.add_column(name, justify="right" if numeric else "left")
     for row in table.rows:
         screen.add_row(*map(Text, row))
-    return Group(screen, *(Text(line, style="dim") for line in (*table.legend, *table.notes)))
+    above = [Text(table.title, style="bold"), *([Text(table.conditions)] if table.conditions else [])]
+    return Group(*above, screen, *(Text(line, style="dim") for line in (*table.legend, *table.notes)))
 
 
 def to_markdown(table: Table) -> str:
@@ -122,7 +129,8 @@ def to_markdown(table: Table) -> str:
     rule = [
         f"{'-' * (width - 1)}{':' if numeric else '-'}" for width, numeric in zip(widths, table.numeric, strict=True)
     ]
-    lines = [f"**{table.title}**", "", line(cells[0]), line(rule), *(line(row) for row in cells[1:])]
+    above = [f"**{table.title}**", "", *([table.conditions, ""] if table.conditions else [])]
+    lines = [*above, line(cells[0]), line(rule), *(line(row) for row in cells[1:])]
     lines += ["", *(f"- {note}" for note in (*table.legend, *table.notes))]
     return "\n".join(lines) + "\n"
 
@@ -148,7 +156,7 @@ def _record(row: RowResult, metrics: Sequence[str]) -> dict[str, object]:
     }
     for name in metrics:
         values = row.metrics.get(name)
-        for part in ("mean", "sd", "max", "median", "min"):
+        for part in ("mean", "sd", "sd_over_n", "max", "median", "min"):
             record[f"{name}_{part}"] = getattr(values, part) if values else None
     for part in ("mean", "std", "max", "params_M"):
         record[f"published_{part}"] = getattr(row.published, part) if row.published else None
@@ -171,11 +179,27 @@ def _notes(plan: SweepPlan, results: Sequence[RowResult], metric: str) -> list[s
         notes.append(f"{metric}: {signature}")
     if plan.spec.published_source and any(row.published for row in results):
         notes.append(f"published: {plan.spec.published_source}")
+        if any(row.published and row.published.std is not None for row in results):
+            notes.append("sd over n instead of n - 1, in case that was published: ours times sqrt((n - 1) / n)")
+    if plan.spec.systems:
+        notes.append(f"other systems: {'; '.join(f'{system.label} {system.source}' for system in plan.spec.systems)}")
     if any(row.log_perplexity for row in results):
         notes.append("log-ppl: teacher-forced, nats per target token of the validation split, at the chosen checkpoint")
     if any(row.convergence_seconds for row in results):
         notes.append("conv. s: seconds of training until the chosen checkpoint, evaluation excluded")
     return notes
+
+
+def _other_systems(plan: SweepPlan, column: str, letters: Mapping[str, str]) -> list[str]:
+    """The column's cells for what was published beside the rows: a line for each system and test set."""
+    cells = []
+    for system in plan.spec.systems:
+        for test, bleu in system.published.items():
+            said = {"row": f"{system.label}, {test}", "published": f"{bleu:.2f}", "n": "", "marks": ""}
+            if column == "marks" and system.unconfirmed:
+                said["marks"] = letters[system.unconfirmed]
+            cells.append(said.get(column, NOTHING))
+    return cells
 
 
 def _says(cells: Sequence[str]) -> list[bool]:

@@ -55,6 +55,7 @@ class DataConfig:
     train: SplitConfig = section(SplitConfig)
     validation: SplitConfig = section(SplitConfig)
     test: SplitConfig = section(SplitConfig, role=DECODE)
+    tests: dict[str, dict[str, list[str]]] = key(dict, neutral={}, role=DECODE)
     checksums: dict[str, str] = key(dict, neutral={})
     recipe: str = key("", neutral="")
     version: int = key(1, neutral=1, minimum=1)
@@ -287,9 +288,10 @@ class TrainingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DistributionConfig:
-    """The strategy that runs a step."""
+    """The strategy that runs a step. `stands_for` names the published one that it takes the place of, if any."""
 
     name: str = key("single", neutral="single", role=PLACEMENT, registry="strategy")
+    stands_for: str = key("", neutral="", role=PLACEMENT)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -179,27 +179,56 @@ def test_a_named_corpus_is_known_by_its_recipe_or_checksums_wherever_it_lies() -
     assert recipes[0] != recipes[1]
 
 
-# The identity of every checked-in experiment. A changed line here means that earlier runs are not found any more:
-# change it on purpose only, and say so in CHANGELOG.md.
+# The identity of every checked-in experiment: (scale=local, scale=published). A changed line means that earlier runs are
+# not found any more: change it on purpose only, and say so in CHANGELOG.md. A new experiment needs its line; where the
+# test fails it prints the lines as they would stand:
+#   pytest tests/unit/test_config.py -k pinned
 PINNED = {
-    ("baseline", "local"): "c46abd2df0be",
-    ("baseline", "published"): "b5c2676c767a",
-    ("t2_lstm", "local"): "94daf08cb51f",
-    ("t2_lstm", "published"): "78a23a769b94",
-    ("t5_add_512", "local"): "b70231e27fdc",
-    ("t5_add_512", "published"): "72c468e8ffba",
-    ("t5_none_state", "local"): "9a8460b45af2",
-    ("t5_none_state", "published"): "88c374e2625d",
+    "baseline": ("c46abd2df0be", "b5c2676c767a"),
+    "convolutional": ("5a2e8bf7cea6", "a18f30c005ab"),
+    "pooling": ("bc346f9e9bf5", "a30e3e157146"),
+    "t1_emb_1024": ("efcd5e5ee533", "2bbe78423cf1"),
+    "t1_emb_128": ("ab36a3c26f49", "0187e41a0e2a"),
+    "t1_emb_2048": ("9614a719280d", "8140a0b4d680"),
+    "t1_emb_256": ("c434d4162fe9", "ee4ec7872d1e"),
+    "t1_emb_512": ("c46abd2df0be", "b5c2676c767a"),
+    "t2_gru": ("c46abd2df0be", "b5c2676c767a"),
+    "t2_lstm": ("94daf08cb51f", "78a23a769b94"),
+    "t3_dec_1": ("5483233e6e52", "512db0eebc56"),
+    "t3_dec_2": ("c46abd2df0be", "b5c2676c767a"),
+    "t3_dec_4": ("6510442e546a", "8484243f527d"),
+    "t3_dec_8": ("f0823fda9367", "9b6458e5172d"),
+    "t3_enc_2": ("c46abd2df0be", "b5c2676c767a"),
+    "t3_enc_4": ("0a8df2025db6", "8d7436161a0d"),
+    "t3_enc_8": ("43b7d2f78f1f", "28fd6f6d8b74"),
+    "t4_bidi_2": ("c46abd2df0be", "b5c2676c767a"),
+    "t4_uni_1": ("6e477272d022", "22d42a4c7ac3"),
+    "t4_uni_2": ("e3e74796fcff", "14596b089cb4"),
+    "t4_uni_4": ("b4dd050cdfef", "22b3ca8e98df"),
+    "t5_add_1024": ("b44f0e81485b", "0bc0e4145217"),
+    "t5_add_128": ("14e653c61b31", "8b26880078ac"),
+    "t5_add_256": ("5dd833c6338c", "546dc895ce18"),
+    "t5_add_512": ("b70231e27fdc", "72c468e8ffba"),
+    "t5_mul_1024": ("740e89ea6ba7", "2d5a8c09f16d"),
+    "t5_mul_128": ("7e81945e8191", "a7316e7762c4"),
+    "t5_mul_256": ("076c7081f64a", "caad37336c44"),
+    "t5_mul_512": ("c46abd2df0be", "b5c2676c767a"),
+    "t5_none_state": ("9a8460b45af2", "88c374e2625d"),
+    "t7_combined": ("b52d7ed7770f", "0fef12a1dd69"),
+    "t8_combined": ("b52d7ed7770f", "0fef12a1dd69"),
+    "t8_experimental": ("b70231e27fdc", "72c468e8ffba"),
+    "transformer": ("2c3d4557d199", "4a4259518c2e"),
 }
 
 
 def test_every_experiment_has_its_pinned_identity() -> None:
     found = {
-        (experiment, scale): train_id(compose([f"experiment={experiment}", f"scale={scale}"]))
-        for experiment in groups()["experiment"]
-        for scale in ("local", "published")
+        name: tuple(train_id(compose([f"experiment={name}", f"scale={scale}"])) for scale in ("local", "published"))
+        for name in groups()["experiment"]
     }
-    assert found == PINNED
+    changed = {name: ids for name, ids in found.items() if PINNED.get(name) != ids}
+    lines = "\n".join(f'    "{name}": ("{local}", "{published}"),' for name, (local, published) in changed.items())
+    assert found == PINNED, f"new or changed:\n{lines}\ngone: {sorted(PINNED.keys() - found.keys())}"
 
 
 def test_run_ids_name_configuration_and_seed() -> None:
@@ -231,9 +260,14 @@ def _is_section(name: str) -> bool:
 
 
 def test_every_option_of_every_group_composes() -> None:
+    needs = {
+        ("model/attention", "none_state"): ["model/bridge=projection"],
+        ("model/attention", "multi_head"): ["model/decoder=transformer"],
+        ("model/decoder", "transformer"): ["model/attention=multi_head"],
+    }
     for group, options in groups().items():
         if group == "sweep":
             continue
         for option in options:
-            extra = ["model/bridge=projection"] if option == "none_state" else []
+            extra = needs.get((group, option), [])
             assert isinstance(compose([*extra, f"{group}={option}"]), RunConfig)

@@ -110,11 +110,14 @@ def test_the_key_follows_what_matters_and_nothing_else(corpus: Path, tmp_path: P
 
 
 def test_the_fingerprint_is_of_the_content(corpus: Path, tmp_path: Path) -> None:
-    """Keys that change no bit of the outcome change no fingerprint; a reference that changes does."""
+    """Keys that change no bit of the outcome change no fingerprint, nor does another test text: training reads none."""
     plain = prepare(config_of(corpus)).fingerprint
     assert prepare(config_of(corpus, "data.max_length=40")).fingerprint == plain
     assert prepare(config_of(corpus, "tokenizer.vocab_size=29")).fingerprint != plain
     (corpus / "test.target").write_text("Leer!\nHund rennt\n")
+    assert prepare(config_of(corpus)).fingerprint == plain
+    lines = (corpus / "validation.target").read_text().splitlines()
+    (corpus / "validation.target").write_text("\n".join(["Leer!", *lines[1:]]) + "\n")
     assert prepare(config_of(corpus)).fingerprint != plain
 
 

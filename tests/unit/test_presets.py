@@ -7,7 +7,7 @@ import pytest
 from nmt.config import compose, train_id
 from nmt.config.compose import CONF, groups
 from nmt.training.workload import optimizer_spec
-from sweeps.plan import layered
+from sweeps.rows import layered
 
 
 def test_the_default_is_the_study_itself_and_changes_no_identity() -> None:

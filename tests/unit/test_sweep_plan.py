@@ -15,7 +15,8 @@ from nmt.config.identity import run_id, train_id
 from nmt.errors import UserError
 from nmt.runs import LocalRunStore, RunStatus
 from sweeps.conditions import differences_from_published
-from sweeps.plan import layered, make_plan
+from sweeps.plan import make_plan
+from sweeps.rows import layered
 from sweeps.spec import Published, RowSpec, SweepSpec
 
 GROUPS = {"search", "model", "model/attention", "scale", "experiment"}
@@ -118,12 +119,21 @@ def test_published_conditions_that_do_not_hold_are_listed() -> None:
     def differs(*words: str) -> tuple[str, ...]:
         return differences_from_published(row, compose(words), sweep(row), words)  # needs no corpus, and no plan
 
-    assert differs("scale=published") == ()
+    (stand_in,) = differs("scale=published")
+    assert stand_in == (
+        "distribution=single instead of asynchronous training by 8 workers and 6 parameter servers, "
+        "128 sentences a push"
+    )
     # Where and in how many replicates something runs is no condition.
-    assert differs("scale=published", "seed=4", "executor=inline", "replicates=2") == ()
+    assert differs("scale=published", "seed=4", "executor=inline", "replicates=2") == (stand_in,)
     assert differs("scale=published", "data.max_length=9", "search.beam=3") == (
         "data.max_length 9 instead of 50",
         "search.beam 3 instead of 10",
+        stand_in,
+    )
+    assert differs("scale=published", "data.test.source=[a.en, b.en]", "data.test.target=[a.de, b.de]") == (
+        "test text a.en b.en instead of newstest2014.en",
+        stand_in,
     )
     assert differs("batch.size=8")[:4] == (
         "scale=local (sizes divided by 4)",

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from nmt.errors import UserError
-from sweeps.spec import Published, RowSpec, SweepSpec, available_sweeps, load_spec
+from sweeps.spec import Published, RowSpec, SweepSpec, SystemSpec, available_sweeps, load_spec
 
 GOOD = """\
 title: Two rows
@@ -15,9 +15,14 @@ replicates: 3
 baseline: B
 published_source: a paper
 overrides: [data=toy_translation]
+test: newstest2013
 rows:
   - {label: A, experiment: t2_lstm, overrides: [training.max_steps=7], published: {mean: 22.22, std: 0.08}}
   - {label: B}
+  - {label: C, test: newstest2014, published: {params_M: 75.77, params_note: a misprint}}
+systems:
+  - {label: GNMT, published: {newstest2014: 24.61}, source: Wu et al. 2016}
+  - {label: X, published: {newstest2015: 16}, source: a paper, unconfirmed: hearsay}
 """
 
 
@@ -40,9 +45,15 @@ def test_a_good_file_is_read_whole(tmp_path: Path) -> None:
                 label="A",
                 experiment="t2_lstm",
                 overrides=("training.max_steps=7",),
+                test="newstest2013",
                 published=Published(mean=22.22, std=0.08),
             ),
-            RowSpec(label="B", experiment="baseline"),
+            RowSpec(label="B", experiment="baseline", test="newstest2013"),
+            RowSpec(label="C", test="newstest2014", published=Published(params_M=75.77, params_note="a misprint")),
+        ),
+        systems=(
+            SystemSpec(label="GNMT", published={"newstest2014": 24.61}, source="Wu et al. 2016"),
+            SystemSpec(label="X", published={"newstest2015": 16.0}, source="a paper", unconfirmed="hearsay"),
         ),
     )
 
@@ -53,7 +64,7 @@ def test_a_good_file_is_read_whole(tmp_path: Path) -> None:
         ("replicate: 3", "replicates: 3", "unknown key 'replicate'.*did you mean replicates"),
         ("replicates: 0", "replicates: 3", "replicates: '0' is not a number of replicates; allowed: >= 1"),
         ("replicates: yes", "replicates: 3", "'True' is not a number of replicates"),
-        ("baseline: C", "baseline: B", "no row is labelled 'C'; allowed: A, B"),
+        ("baseline: D", "baseline: B", "no row is labelled 'D'; allowed: A, B, C"),
         ("title: [a]", "title: Two rows", "title: must be text"),
         ("overrides: data=toy_copy", "overrides: [data=toy_translation]", "must be a list of key=value"),
         ("overrides: [experiment=t2_lstm]", "overrides: [data=toy_translation]", "would apply to every row"),
@@ -63,6 +74,13 @@ def test_a_good_file_is_read_whole(tmp_path: Path) -> None:
         ("{experiment: t2_lstm}", "{label: B}", r"rows\[1\].label: must be text"),
         ("stdev: 0.08", "std: 0.08", r"rows\[0\].published: unknown key 'stdev'.*did you mean std"),
         ("mean: high", "mean: 22.22", "published.mean: 'high' is not a number"),
+        ("params_note: 3", "params_note: a misprint", "published.params_note: must be text; write params_note: '3'"),
+        ("test: [a]", "test: newstest2013", "test: must be text"),
+        ("systems: GNMT\nrest:", "systems:", "unknown key 'rest'"),
+        ("newstest2014: good", "newstest2014: 24.61", r"systems\[0\].published.newstest2014: 'good' is not a number"),
+        ("published: 24.61", "published: {newstest2014: 24.61}", "must be a mapping of test sets to BLEU"),
+        ("{published: {newstest2014: 24.61}", "{label: GNMT, published: {newstest2014: 24.61}", "label: must be text"),
+        ("sourc: Wu", "source: Wu", r"systems\[0\]: unknown key 'sourc'.*did you mean source"),
         ("rows: []\ntitle2:", "rows:", "unknown key 'title2'"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 from pathlib import Path
@@ -15,7 +16,7 @@ from nmt.errors import UserError
 from sweeps.aggregate import aggregate
 from sweeps.plan import SweepPlan, make_plan
 from sweeps.report import write_report
-from sweeps.spec import Published, RowSpec, SweepSpec
+from sweeps.spec import Published, RowSpec, SweepSpec, SystemSpec
 from sweeps.table import make_table, statistics_cell, to_csv, to_markdown, to_screen
 
 SPEC = SweepSpec(
@@ -53,16 +54,47 @@ def test_cells_say_mean_sd_and_max(plan: SweepPlan) -> None:
         "log-ppl": "1.500",
         "tok/s": "2,000",
         "conv. s": "4",
-        "marks": "a b",
+        "marks": "a",
     }
     assert (rows[1]["row"], rows[1]["test bleu"], rows[1]["published"]) == ("B (baseline)", "30.00", "–")
     legend = "\n".join(table.legend)
-    assert "a: other conditions than published: " in legend
-    assert "batch.size" in legend
-    assert "b: tok/s and conv. s of runs that shared the machine" in legend
-    assert "c: 1 of 2 replicates missing" in legend
+    assert "a: tok/s and conv. s of runs that shared the machine" in legend
+    assert "b: 1 of 2 replicates missing" in legend
     assert "published: a paper, table 2" in table.notes
     assert statistics_cell(None) == "–"
+
+
+def test_what_all_rows_do_not_share_with_the_publication_stands_above_and_the_rest_at_its_row() -> None:
+    published = Published(mean=22.22)
+    wide = RowSpec(label="wide", overrides=("search.beam=7",), published=published)
+    spec = dataclasses.replace(SPEC, baseline=None, rows=(RowSpec(label="plain", published=published), wide))
+    plan = make_plan(spec, ["batch.size=8", "replicates=1"])
+    table = make_table(plan, aggregate(plan))
+    assert table.conditions.startswith("Not as published: scale=local (sizes divided by 4); data=toy_translation")
+    assert "batch.size 8 instead of 128" in table.conditions
+    assert "search.beam" not in table.conditions
+    legend = "\n".join(table.legend)
+    assert "other conditions than published: search.beam 5 instead of 10" in legend
+    assert legend.count("batch.size") == 0
+    assert to_markdown(table).splitlines()[2] == table.conditions
+    unpublished = make_plan(SweepSpec(name="test", title="T", rows=(RowSpec(label="A"),)), [])
+    assert make_table(unpublished, aggregate(unpublished)).conditions == ""
+
+
+def test_other_systems_follow_the_rows(plan: SweepPlan) -> None:
+    systems = (
+        SystemSpec(label="BPE-Char", published={"newstest2014": 21.5, "newstest2015": 23.9}, source="Chung 2016"),
+        SystemSpec(label="X", published={"newstest2014": 19.34}, source="a paper", unconfirmed="hearsay"),
+    )
+    table = make_table(dataclasses.replace(plan, spec=dataclasses.replace(SPEC, systems=systems)), aggregate(plan))
+    rows = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
+    assert [(row["row"], row["published"], row["test bleu"]) for row in rows[2:]] == [
+        ("BPE-Char, newstest2014", "21.50", "–"),
+        ("BPE-Char, newstest2015", "23.90", "–"),
+        ("X, newstest2014", "19.34", "–"),
+    ]
+    assert f"{rows[4]['marks']}: hearsay" in table.legend
+    assert "other systems: BPE-Char Chung 2016; X a paper" in table.notes
 
 
 def test_columns_without_content_are_left_out() -> None:
@@ -94,6 +126,7 @@ def test_csv_has_full_precision_and_the_run_ids(plan: SweepPlan) -> None:
     records = list(csv.DictReader(io.StringIO(to_csv(plan, aggregate(plan)))))
     assert [record["row"] for record in records] == ["A|x", "B"]
     assert float(records[0]["bleu_sd"]) == 0.5**0.5
+    assert float(records[0]["bleu_sd_over_n"]) == pytest.approx(0.5)
     assert records[1]["bleu_sd"] == ""
     assert records[0]["tokens_per_second_shared_mean"] == "2000.0"
     assert records[0]["tokens_per_second_exclusive_mean"] == ""
