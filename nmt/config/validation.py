@@ -9,6 +9,7 @@ from typing import Any
 from nmt import registry
 from nmt.config.options import OPTIONS
 from nmt.config.schema import RunConfig
+from nmt.config.search_rules import check_searches
 from nmt.errors import UserError, did_you_mean
 from nmt.training.faults import Faults
 
@@ -208,16 +209,6 @@ def _validation(config: RunConfig) -> None:
         )
 
 
-def _search(config: RunConfig) -> None:
-    for where, search in (("search", config.search), ("validation.search", config.validation.search)):
-        if search.n_best > search.beam:
-            raise UserError(
-                f"{search.n_best} best of a beam of {search.beam}",
-                where=f"{where}.n_best",
-                hint=f"raise {where}.beam to at least {search.n_best}",
-            )
-
-
 def _unknown_replacement(config: RunConfig) -> None:
     for where, search in (("search", config.search), ("validation.search", config.validation.search)):
         if search.replace_unknown and config.model.attention.name.startswith("none_"):
@@ -261,7 +252,7 @@ _RULES = (
     _tokenizer,
     _scheduled_sampling,
     _validation,
-    _search,
+    check_searches,
     _unknown_replacement,
     _schedule,
 )
