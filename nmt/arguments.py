@@ -95,6 +95,11 @@ def parse(
     return (options, others) if rest else options
 
 
+def names(cls: type[Any]) -> list[str]:
+    """The keys of an options dataclass, as they are written on the command line."""
+    return list(_fields(cls))
+
+
 def usage(cls: type[Any], *, verb: str, summary: str, epilog: str = "", rest: bool = False) -> str:
     """The usage text: summary, one entry a key with its meaning, choices and default, then `epilog`."""
     fields = _fields(cls)

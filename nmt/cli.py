@@ -11,8 +11,10 @@ from nmt.errors import UserError, did_you_mean
 
 VERBS = {
     "train": ("nmt.train:main", "train one run, or resume it"),
-    "translate": ("nmt.translate:main", "translate text with a trained run"),
-    "evaluate": ("nmt.evaluate:main", "score a run's test split, with any search"),
+    "translate": ("nmt.translate:main", "translate text with a trained run, or several as an ensemble"),
+    "evaluate": ("nmt.evaluate:main", "score a run's test split, with any search or a whole grid of them"),
+    "score": ("nmt.score:main", "log-probabilities of given pairs of sentences under a trained run"),
+    "average": ("nmt.average:main", "average the checkpoints of a run"),
     "sweep": ("sweeps.sweep:main", "train rows x replicates and print the table mean ± sd (max)"),
     "sync": ("sweeps.sync:main", "rebuild MLflow's view from the run directories"),
     "ui": ("sweeps.ui:main", "browse runs and sweeps in MLflow"),

@@ -1,31 +1,35 @@
-"""`nmt evaluate`: the test split of a run through its best checkpoint and any search; or two plain files, scored."""
+"""`nmt evaluate`: the test split through trained checkpoints and any search; or two plain files, scored."""
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nmt.arguments import option, parse
-from nmt.errors import UserError, did_you_mean
-from nmt.runs import LocalRunStore, RunStore
+from nmt.arguments import names, option, parse
+from nmt.errors import UserError
+from nmt.runs import RunStore
 
 if TYPE_CHECKING:
     from nmt.config.schema import RunConfig, SearchConfig
 
 DEVICES = ("auto", "cpu", "cuda")
-_OVERRIDABLE = ("search.", "data.dir", "data.test.", "paths.cache")
+COMBINATIONS = ("log_prob", "prob")
 
 _EXAMPLES = """
 Overrides: search=<name>, search.<key>=..., data.test.source=..., data.test.target=..., data.dir=..., paths.cache=...
-Without any, the search is the run's own. A decoding is kept in the run directory and never made twice.
+Without any, the search is the run's own. A decoding is kept in the run directory and never made twice. Several runs or
+checkpoints make an ensemble, whose decoding is kept in the first one's directory.
+grid=<sweep> decodes with the search of each row of conf/sweep/<sweep>.yaml and prints the table over the runs given,
+mean ± sd (max); a run id without a seed stands for all its replicates. What is there is not decoded again.
 
 Examples:
   nmt evaluate run=3f2a
   nmt evaluate run=3f2a91c07be4/s2 search=beam10 search.length_penalty=0.8
+  nmt evaluate run=3f2a91c07be4/s1,3f2a91c07be4/s2 ensemble=prob
+  nmt evaluate run=3f2a91c07be4 grid=table6_beam
   nmt evaluate hypotheses=output.de references=test.de language=de
 """
 
@@ -34,7 +38,11 @@ Examples:
 class EvaluateOptions:
     """What `nmt evaluate` takes beside config overrides."""
 
-    run: str = option("", "run id, a unique beginning of one, or a run directory")
+    run: list[str] = option(list, "run ids, unique beginnings of them, or run directories: the best checkpoint of each")
+    checkpoint: list[str] = option(list, "instead of runs: checkpoint files inside run directories")
+    ensemble: str = option("log_prob", "what several checkpoints average", choices=COMBINATIONS)
+    grid: str = option("", "a sweep whose rows differ in their search: decode every run with each of them")
+    sweep: str = option("", "with grid, instead of runs: all that this sweep has trained, at the scale=... given")
     hypotheses: str = option("", "instead of a run: a file with one output a line, plain or .gz")
     references: str = option("", "the file of reference translations that goes with it")
     language: str = option("", "target language of these files (de): chooses the Moses rules")
@@ -51,6 +59,8 @@ def evaluate_run(
     config: RunConfig | None = None,
     device: str | None = None,
     progress: Callable[[int, int], None] | None = None,
+    checkpoints: Sequence[Path] = (),
+    ensemble: str = "log_prob",
 ) -> dict[str, Any]:
     """Decode and score the test split with a run's best checkpoint; the record of `decodes/<decode_id>.json`.
 
@@ -62,6 +72,8 @@ def evaluate_run(
     config: the run's configuration, where another test text, device or path is wanted than in its `config.yaml`.
     device: `auto`, `cpu` or `cuda`, in place of `config.device`.
     progress: called with sentences done and sentences in all.
+    checkpoints: files to decode with in place of the run's best; several form an ensemble that averages what `ensemble`
+        names, and their digests are all in the decoding's identity.
 
     Raises UserError where the run has no checkpoint, the data has no test split or it cannot be read.
     """
@@ -70,23 +82,25 @@ def evaluate_run(
     config = config or load_run_config(store.directory(run_id) / "config.yaml")
     config = replace(config, search=search or config.search, device=device or config.device)
     result = store.read_json(run_id, "result.json")
-    if result is not None:
+    if result is not None and not checkpoints:
         kept = _kept(store, run_id, decode_id(result["best"]["checkpoint_digest"], config))
         if kept is not None:
             return kept
 
     from nmt.data.prepare import prepare
-    from nmt.data.tokenizer import to_text
     from nmt.evaluation.catalogue import DECODED, key
     from nmt.evaluation.decode import decode, teacher_forced
     from nmt.evaluation.metrics import score
+    from nmt.evaluation.models import load_models
+    from nmt.evaluation.postprocess import Postprocessor
     from nmt.models.seq2seq import Seq2Seq
-    from nmt.training.checkpoint import find_checkpoint, load_model
+    from nmt.training.checkpoint import find_checkpoint
     from nmt.training.device import prepare_device
     from nmt.training.workload import precision_context
 
     target = prepare_device(config)
-    loaded = load_model(find_checkpoint(store, run_id, "best"), target)
+    paths = list(checkpoints) or [find_checkpoint(store, run_id, "best")]
+    loaded = load_models(paths, ensemble, target)
     identity = decode_id(loaded.digest, config)
     kept = _kept(store, run_id, identity)
     if kept is not None:
@@ -94,17 +108,17 @@ def evaluate_run(
     test = prepare(config).test
     if not len(test.source):
         raise UserError("the data has no test split", where="data.test", hint="give data.test.source and .target")
+    post = Postprocessor(loaded.source_tokenizer, loaded.target_tokenizer, config.data, config.search)
     began = time.perf_counter()
     with precision_context(config, target):
-        n_best = decode(loaded.model, test.source, config.search, target, progress)
+        n_best = decode(loaded.model, test.source, config.search, target, progress, attention=post.needs_attention)
     seconds = time.perf_counter() - began
     forced: dict[str, float] = {}
     if isinstance(loaded.model, Seq2Seq):
         with precision_context(config, target):
             forced = teacher_forced(loaded.model, test, target)._asdict()
-    language = config.data.target_language
-    lines = [to_text(loaded.target_tokenizer, best.tokens, config.data, language) for best, *_ in n_best]
-    scores = score(lines, test.target_text, language)
+    lines = [post.text(best, line) for (best, *_), line in zip(n_best, test.source_text, strict=True)]
+    scores = score(lines, test.target_text, config.data.target_language)
     record = {
         "decode_id": identity,
         "run_id": run_id,
@@ -119,6 +133,10 @@ def evaluate_run(
         "seconds": seconds,
         "device": target,
     }
+    if checkpoints:
+        record["checkpoints"] = [_in_store(path) for path in paths]
+    if len(paths) > 1:
+        record["ensemble"] = ensemble
     store.write_text(run_id, _name(identity, "txt"), "".join(f"{line}\n" for line in lines))
     store.write_json(run_id, _name(identity, "json"), record)  # last: it says that both are there
     return store.read_json(run_id, _name(identity, "json")) or record
@@ -142,72 +160,25 @@ def evaluate_files(hypotheses: str, references: str, language: str) -> dict[str,
     return score(outputs, correct, language)
 
 
-def locate_run(text: str, runs: str = "") -> tuple[RunStore, str]:
-    """The store and run id that `run=<text>` means: an id, a unique beginning of one, or a run directory anywhere.
-
-    `runs` is the directory of runs; empty means $NMT_RUNS, else `runs`. Raises UserError where no one run is meant.
-    """
-    path = Path(text).expanduser().resolve()
-    if (path / "config.yaml").is_file():
-        return LocalRunStore(path.parents[1]), f"{path.parent.name}/{path.name}"
-    store = LocalRunStore(runs or os.environ.get("NMT_RUNS", "runs"))
-    return store, store.resolve(text)
-
-
-def override(config: RunConfig, words: Sequence[str]) -> RunConfig:
-    """A run's configuration with another search, test text or place, as `key=value` words say.
-
-    Raises UserError for an unknown key or option, and for a key that would make it another training.
-    """
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
-
-    from nmt.config import from_dict, to_dict
-    from nmt.config.compose import CONF, groups, known_keys, read_yaml
-    from nmt.config.schema import SearchConfig
-    from nmt.config.validation import validate
-
-    data = OmegaConf.create(to_dict(config))
-    for word in sorted(words, key=lambda word: not word.startswith("search=")):  # an option first, then single keys
-        key, _, value = word.partition("=")
-        if key == "search":
-            known = groups()["search"]
-            if value not in known:
-                hint = did_you_mean(value, known)
-                raise UserError(f"unknown option '{value}'", where="search", allowed=known, hint=hint)
-            data.search = asdict(SearchConfig()) | read_yaml(CONF / "search" / f"{value}.yaml")
-        elif key not in (keys := known_keys()):
-            raise UserError("unknown key", where=key, hint=did_you_mean(key, [*keys, "search"]) or "see --help")
-        elif key != "data.test" and not key.startswith(_OVERRIDABLE):
-            allowed = ["search", "search.<key>", "data.test", "data.test.<side>", "data.dir", "paths.cache"]
-            raise UserError("belongs to the training, which is done", where=key, allowed=allowed)
-        else:
-            try:
-                data.merge_with_dotlist([word])
-                from_dict(OmegaConf.to_container(data))  # type: ignore[arg-type]
-            except (UserError, OmegaConfBaseException, YAMLError) as error:
-                raise UserError(f"'{value}' does not fit", where=key) from error
-    changed = from_dict(OmegaConf.to_container(data))  # type: ignore[arg-type]
-    validate(changed)
-    return changed
-
-
 def main(argv: Sequence[str]) -> int:
     """Evaluate what the command line asks for and print the figures; returns the exit code."""
     options, words = parse(
         EvaluateOptions,
         argv,
         verb="nmt evaluate",
-        summary="Decode the test split with a run's best checkpoint and score it; or score two files.",
+        summary="Decode the test split with trained checkpoints and score it; or score two files.",
         epilog=_EXAMPLES,
         rest=True,
     )
-    given = [bool(options.run), bool(options.hypotheses or options.references)]
+    if options.grid or options.sweep:
+        from nmt.registry import load
+
+        return int(load("sweeps.grid:main")(options, words))
+    given = [bool(options.run or options.checkpoint), bool(options.hypotheses or options.references)]
     if given.count(True) != 1:
         raise UserError("give run=..., or hypotheses=... and references=...", where="nmt evaluate")
-    if options.run:
-        return _evaluate_run(options, words)
+    if given[0]:
+        return _evaluate_checkpoints(options, words)
     if words:
         raise UserError("needs a run", where=words[0])
     for key in ("hypotheses", "references"):
@@ -229,24 +200,57 @@ def table(metrics: Mapping[str, Any], signatures: Mapping[str, str]) -> str:
     return "\n".join(lines)
 
 
-def _evaluate_run(options: EvaluateOptions, words: Sequence[str]) -> int:
+def _evaluate_checkpoints(options: EvaluateOptions, words: Sequence[str]) -> int:
     from nmt.config import load_run_config
+    from nmt.config.override import override
+    from nmt.evaluation.models import find_checkpoints, run_of
     from nmt.evaluation.progress import progress_bar
 
-    store, run_id = locate_run(options.run, options.runs)
+    paths = find_checkpoints(options.run, options.checkpoint, options.runs, "nmt evaluate")
+    store, run_id = run_of(paths[0])
     directory = store.directory(run_id)
-    config = override(load_run_config(directory / "config.yaml"), words)
-    # A run may have moved since it was trained, and its prepared data with it.
-    paths = replace(config.paths, runs=str(directory.parents[1]))
-    config = replace(config, device=options.device, threads=options.threads, paths=paths)
+    config = override(load_run_config(directory / "config.yaml"), words, options=names(EvaluateOptions))
+    config = placed(config, directory, options.device, options.threads)
+    best_of_one_run = len(options.run) == 1
     with progress_bar("decoding") as progress:
-        record = evaluate_run(store, run_id, config=config, progress=progress)
-    search = record["search"]
-    print(f"run {run_id}, step {record['step']}, {record['split']} split, {record['sentences']} sentences")
-    print(f"beam {search['beam']}, length penalty {search['length_penalty']:g}, {record['seconds']:.1f} s decoding")
+        record = evaluate_run(
+            store,
+            run_id,
+            config=config,
+            progress=progress,
+            checkpoints=() if best_of_one_run else paths,
+            ensemble=options.ensemble,
+        )
+    who = f"run {run_id}, step {record['step']}"
+    if not best_of_one_run:
+        who = ", ".join(map(_in_store, paths))
+        who = f"ensemble ({options.ensemble}) of {who}" if len(paths) > 1 else f"checkpoint {who}"
+    print(f"{who}, {record['split']} split, {record['sentences']} sentences")
+    print(f"{describe_search(config.search)}, {record['seconds']:.1f} s decoding")
     print(table(record["metrics"], record["signatures"]))
     print(f"hypotheses: {directory / _name(record['decode_id'], 'txt')}")
     return 0
+
+
+def placed(config: RunConfig, directory: Path, device: str, threads: int) -> RunConfig:
+    """A run's configuration for work here: a run may have moved since it was trained, its prepared data with it."""
+    paths = replace(config.paths, runs=str(directory.parents[1]))
+    return replace(config, device=device, threads=threads, paths=paths)
+
+
+def describe_search(search: SearchConfig) -> str:
+    """`beam 5, length penalty 0.5`, and every other key of the search that is not at its default."""
+    from nmt.config.identity import canonical
+    from nmt.config.schema import TRAIN
+
+    words = [f"beam {search.beam}", f"length penalty {search.length_penalty:g}"]
+    others = [name for name in canonical(search, {TRAIN}) if name not in ("beam", "length_penalty")]
+    return ", ".join([*words, *(f"{name} {getattr(search, name)}" for name in others)])
+
+
+def _in_store(path: Path) -> str:
+    """A checkpoint as `<train_id>/s<seed>/checkpoints/<file>`."""
+    return "/".join(path.parts[-4:])
 
 
 def _name(identity: str, suffix: str) -> str:

@@ -244,6 +244,18 @@ class LocalRunStore:
         self.write_json(run_id, "status.json", dataclasses.asdict(alive))
 
 
+def locate_run(text: str, runs: str = "") -> tuple[RunStore, str]:
+    """The store and run id that `run=<text>` means: an id, a unique beginning of one, or a run directory anywhere.
+
+    `runs` is the directory of runs; empty means $NMT_RUNS, else `runs`. Raises UserError where no one run is meant.
+    """
+    path = Path(text).expanduser().resolve()
+    if (path / "config.yaml").is_file():
+        return LocalRunStore(path.parents[1]), f"{path.parent.name}/{path.name}"
+    store = LocalRunStore(runs or os.environ.get("NMT_RUNS", "runs"))
+    return store, store.resolve(text)
+
+
 def _lock_patiently(lock: IO[str], attempts: int = 25) -> bool:
     # A reader that asks `is_claimed` holds a shared lock for microseconds: only a lock that stays is a claim.
     for _ in range(attempts):

@@ -1,49 +1,52 @@
-"""`nmt translate`: text through a trained run or a checkpoint, line by line, in order."""
+"""`nmt translate`: text through trained checkpoints, line by line, in order."""
 
 from __future__ import annotations
 
 import contextlib
-import gzip
-import os
-import sys
-import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
-from nmt.arguments import option, parse
+from nmt.arguments import names, option, parse
+from nmt.data.streams import STREAM, lines, reading, writing
 from nmt.errors import UserError
-from nmt.evaluate import DEVICES, locate_run
+from nmt.evaluate import COMBINATIONS, DEVICES, placed
 
 if TYPE_CHECKING:
-    from nmt.config.schema import SearchConfig
-    from nmt.training.checkpoint import LoadedModel
+    from nmt.config.schema import RunConfig
+    from nmt.evaluation.translator import TranslatedLine
 
 CHUNK_BATCHES = 32  # batches whose sentences are read and sorted by length together
-STREAM = "-"
+SHORT_KEYS = ("beam", "length_penalty", "n_best", "max_length", "max_length_ratio", "batch_size")
 
 _EXAMPLES = """
-What is not given of the search is as in the run's configuration. Empty lines stay empty.
+Overrides: search=<name>, search.<key>=... for every key of conf/search/beam10.yaml (stop, coverage, min_length, method,
+replace_unknown, ...). What is not given of the search is as in the run's configuration. Empty lines stay empty.
 With n_best above 1 a line of output is `n ||| text ||| score`, n counting the input's lines from 0.
 
 Examples:
   nmt translate run=3f2a < text.en > text.de
   nmt translate run=3f2a91c07be4/s2 input=text.en.gz output=text.de beam=5 length_penalty=1.0
+  nmt translate run=3f2a91c07be4/s1,3f2a91c07be4/s2 ensemble=prob input=text.en
   nmt translate checkpoint=runs/3f2a91c07be4/s2/checkpoints/step-00002000.pt input=text.en n_best=5
+  nmt translate run=3f2a search.replace_unknown=true search.dictionary=lexicon.en-de input=text.en
+  nmt translate run=3f2a input=text.en attention=attention/ tree=beams.html beams=beams.npz
 """
 
 
 @dataclass(frozen=True, kw_only=True)
 class TranslateOptions:
-    """What `nmt translate` takes."""
+    """What `nmt translate` takes beside overrides of the search."""
 
-    run: str = option("", "run id, a unique beginning of one, or a run directory: its best checkpoint translates")
-    checkpoint: str = option("", "instead of a run: a checkpoint file inside a run directory")
+    run: list[str] = option(list, "run ids, unique beginnings of them, or run directories: the best checkpoint of each")
+    checkpoint: list[str] = option(list, "instead of runs: checkpoint files inside run directories")
+    ensemble: str = option("log_prob", "what several checkpoints average", choices=COMBINATIONS)
     input: str = option(STREAM, "file to translate, plain or .gz; -: standard input")
     output: str = option(STREAM, "file to write, plain or .gz, whole or not at all; -: standard output")
+    prefix: str = option("", "file with what each output must begin with, a line a line of input; empty: free")
     beam: int | None = option(None, "hypotheses a sentence; 1 is greedy", minimum=1)
     length_penalty: float | None = option(None, "alpha of the length penalty ((5 + length) / 6)^alpha; 0: none")
     n_best: int | None = option(None, "hypotheses printed a sentence", minimum=1)
@@ -52,170 +55,118 @@ class TranslateOptions:
         None, "longest output as a multiple of the source's tokens, plus 10; 0: no such limit", minimum=0
     )
     batch_size: int | None = option(None, "sentences decoded together; never changes the output", minimum=1)
+    attention: str = option("", "folder for attention weights: attention_scores.npz, and a picture a line as .png")
+    beams: str = option("", "file for the steps of every search (.npz): tokens, parents, scores, log-probabilities")
+    tree: str = option("", "file for a page that shows the searches as trees (.html), to be opened in any browser")
+    plots: int = option(20, "lines, from the first on, that attention= and tree= draw", minimum=0)
     device: str = option("auto", "where to translate", choices=DEVICES)
     threads: int = option(0, "CPU threads; 0: all cores", minimum=0)
     runs: str = option("", "directory of runs; unset: $NMT_RUNS, else runs", key="paths.runs")
 
 
-@dataclass(frozen=True)
-class Translation:
-    """One output for a line; `score` is its length-normalised log-probability."""
-
-    text: str
-    score: float
-
-
-def translate_lines(
-    loaded: LoadedModel,
-    lines: Sequence[str],
-    search: SearchConfig,
-    device: str = "cpu",
-    progress: Callable[[int, int], None] | None = None,
-) -> list[list[Translation]]:
-    """The best translations of each line, best first; an empty line has one empty translation."""
-    import numpy as np
-
-    from nmt.data.cleaning import clean
-    from nmt.data.tokenizer import to_text
-    from nmt.evaluation.decode import decode
-    from nmt.training.workload import precision_context
-
-    data = loaded.config.data
-    sentences = [
-        np.array(loaded.source_tokenizer.encode(clean(line, data, data.source_language)), dtype=np.int32)
-        for line in lines
-    ]
-    with precision_context(loaded.config, device):
-        n_best = decode(loaded.model, sentences, search, device, progress)
-    return [
-        [
-            Translation(to_text(loaded.target_tokenizer, found.tokens, data, data.target_language), found.score)
-            for found in hypotheses
-        ]
-        for hypotheses in n_best
-    ]
-
-
 def main(argv: Sequence[str]) -> int:
     """Translate as the command line asks; returns the exit code."""
-    options = parse(
+    options, words = parse(
         TranslateOptions,
         argv,
         verb="nmt translate",
-        summary="Translate text with a trained run: a line of output for each line of input, in order.",
+        summary="Translate text with trained checkpoints: a line of output for each line of input, in order.",
         epilog=_EXAMPLES,
+        rest=True,
     )
-    checkpoint = _checkpoint(options)
-    with _reading(options.input) as stream, _writing(options.output) as write:
-        lines = _lines(stream, "standard input" if options.input == STREAM else options.input)
-        _translate(options, checkpoint, lines, write, one_by_one=stream.isatty())
+    for key, ending in (("beams", ".npz"), ("tree", ".html")):
+        name = getattr(options, key)
+        if name and not name.endswith(ending):
+            raise UserError(f"is not the name of a {ending} file", where=f"{key}={name}")
+    from nmt.config import load_run_config
+    from nmt.evaluation.models import find_checkpoints, run_of
+
+    checkpoints = find_checkpoints(options.run, options.checkpoint, options.runs, "nmt translate")
+    store, run_id = run_of(checkpoints[0])
+    directory = store.directory(run_id)
+    config = _override(load_run_config(directory / "config.yaml"), options, words)
+    config = placed(config, directory, options.device, options.threads)
+    with contextlib.ExitStack() as stack:
+        source = stack.enter_context(reading(options.input, "input"))
+        prefixes: Iterator[str] | None = None
+        if options.prefix:
+            prefixes = lines(stack.enter_context(reading(options.prefix, "prefix")), options.prefix)
+        write = stack.enter_context(writing(options.output))
+        _translate(options, config, checkpoints, lines(source, options.input), prefixes, write, source.isatty())
     return 0
 
 
 def _translate(
     options: TranslateOptions,
-    checkpoint: Path,
-    lines: Iterator[str],
+    config: RunConfig,
+    checkpoints: Sequence[Path],
+    source: Iterator[str],
+    prefixes: Iterator[str] | None,
     write: Callable[[str], None],
-    *,
     one_by_one: bool,
 ) -> None:
+    from nmt.evaluation.dumps import open_dumps
+    from nmt.evaluation.models import load_models
     from nmt.evaluation.progress import progress_bar
-    from nmt.training.checkpoint import load_model
+    from nmt.evaluation.translator import translate_lines
     from nmt.training.device import prepare_device
 
-    loaded = load_model(checkpoint)
-    device = prepare_device(replace(loaded.config, device=options.device, threads=options.threads))
-    loaded.model.to(device)
-    search = _search(options, loaded.config.search)
-    size = 1 if one_by_one else CHUNK_BATCHES * search.batch_size
+    device = prepare_device(config)
+    loaded = load_models(checkpoints, options.ensemble, device)
+    size = 1 if one_by_one else CHUNK_BATCHES * config.search.batch_size
     done = 0
-    with progress_bar("translating") as bar:
-        while chunk := list(islice(lines, size)):
-            progress = bar and partial(_count_on, bar, done)
-            for hypotheses in translate_lines(loaded, chunk, search, device, progress):
-                if search.n_best == 1:
-                    write(f"{hypotheses[0].text}\n")
-                else:
-                    write("".join(f"{done} ||| {found.text} ||| {found.score:.4f}\n" for found in hypotheses))
+    dumped = open_dumps(options.attention, options.beams, options.tree, options.plots, loaded.target_tokenizer)
+    with dumped as dumps, progress_bar("translating") as bar:
+        while chunk := list(islice(source, size)):
+            translated = translate_lines(
+                loaded,
+                chunk,
+                config.search,
+                device,
+                bar and partial(_count_on, bar, done),
+                prefixes=_prefixes(prefixes, len(chunk), options.prefix, done),
+                attention=bool(options.attention),
+                trace=bool(options.beams or options.tree),
+            )
+            for line in translated:
+                write(_output(line, done, config.search.n_best))
+                for dump in dumps:
+                    dump.add(done, line)
                 done += 1
+    if prefixes is not None and next(prefixes, None) is not None:
+        raise UserError(f"has more lines than the input, {done}", where=f"prefix={options.prefix}")
+
+
+def _output(line: TranslatedLine, number: int, n_best: int) -> str:
+    if n_best == 1:
+        return f"{line.translations[0].text}\n"
+    return "".join(f"{number} ||| {found.text} ||| {found.hypothesis.score:.4f}\n" for found in line.translations)
+
+
+def _prefixes(prefixes: Iterator[str] | None, count: int, name: str, before: int) -> list[str] | None:
+    if prefixes is None:
+        return None
+    taken = list(islice(prefixes, count))
+    if len(taken) < count:
+        raise UserError(
+            f"has {before + len(taken)} lines, and the input has more",
+            where=f"prefix={name}",
+            hint="write an empty line where nothing is forced",
+        )
+    return taken
 
 
 def _count_on(bar: Callable[[int, int], None], before: int, done: int, total: int) -> None:
     bar(before + done, before + total)
 
 
-def _checkpoint(options: TranslateOptions) -> Path:
-    if bool(options.run) == bool(options.checkpoint):
-        raise UserError("give one of run=... and checkpoint=...", where="nmt translate", hint="see --help")
-    if options.run:
-        from nmt.training.checkpoint import find_checkpoint
+def _override(config: RunConfig, options: TranslateOptions, words: Sequence[str]) -> RunConfig:
+    """The run's configuration with the search that the command line asks for; short keys are those of `search.`."""
+    from nmt.config.override import SEARCH, override
 
-        return find_checkpoint(*locate_run(options.run, options.runs))
-    path = Path(options.checkpoint).expanduser()
-    if not path.is_file():
-        raise UserError("no such file", where=f"checkpoint={options.checkpoint}")
-    return path
-
-
-def _search(options: TranslateOptions, search: SearchConfig) -> SearchConfig:
-    names = ("beam", "length_penalty", "n_best", "max_length", "max_length_ratio", "batch_size")
-    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
-    if "n_best" not in given and search.n_best > given.get("beam", search.beam):
-        given["n_best"] = given["beam"]  # a narrower beam than the run's own says enough
-    search = replace(search, **given)
-    if search.n_best > search.beam:
-        hint = f"raise beam to at least {search.n_best}"
-        raise UserError(f"{search.n_best} best of a beam of {search.beam}", where="n_best", hint=hint)
-    return search
-
-
-def _lines(stream: IO[bytes], name: str) -> Iterator[str]:
-    """Lines without their ends. Raises UserError with the line of what is not UTF-8 or cannot be read."""
-    number = 0
-    try:
-        for number, line in enumerate(stream, 1):
-            yield line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"byte 0x{error.object[error.start]:02x} is not UTF-8",
-            where=f"{name}:{number}",
-            hint="convert the text to UTF-8",
-        ) from error
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"cannot be read: {error}", where=f"{name}:{number + 1}") from error
-
-
-@contextlib.contextmanager
-def _reading(name: str) -> Iterator[IO[bytes]]:
-    if name == STREAM:
-        yield sys.stdin.buffer
-        return
-    path = Path(name).expanduser()
-    with contextlib.ExitStack() as stack:
-        try:
-            stream: IO[bytes] = stack.enter_context(path.open("rb"))
-        except OSError as error:
-            raise UserError(f"cannot be read: {error.strerror}", where=f"input={name}") from error
-        if path.suffix == ".gz":
-            stream = cast(IO[bytes], stack.enter_context(gzip.open(stream)))
-        yield stream
-
-
-@contextlib.contextmanager
-def _writing(name: str) -> Iterator[Callable[[str], None]]:
-    """A function that writes text; a file appears under its name when all went well, and not before."""
-    if name == STREAM:
-        sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
-        yield lambda text: print(text, end="", flush=True)
-        return
-    path = Path(name).expanduser()
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with (gzip.open if path.suffix == ".gz" else open)(temporary, "wt", encoding="utf-8", newline="\n") as file:
-            yield lambda text: print(text, end="", file=file)
-        temporary.replace(path)
-    except OSError as error:
-        raise UserError(f"cannot be written: {error.strerror}", where=f"output={name}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    given = {name: getattr(options, name) for name in SHORT_KEYS if getattr(options, name) is not None}
+    named = {word.partition("=")[0] for word in words}
+    if options.beam is not None and options.beam < config.search.n_best and not named & {"search", "search.n_best"}:
+        given.setdefault("n_best", options.beam)  # a narrower beam than the run's own says enough
+    words = [*words, *(f"search.{name}={value}" for name, value in given.items())]
+    return override(config, words, SEARCH, names(TranslateOptions))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nmt.config import to_dict, train_id
+from nmt.config import to_dict
 from nmt.errors import UserError
 from sweeps.aggregate import RowResult
 from sweeps.figure import draw, render
@@ -79,7 +79,7 @@ def sweep_record(plan: SweepPlan, results: Sequence[RowResult]) -> dict[str, Any
         "scale": plan.config.scale.name,
         "metric": plan.config.validation.metric,
         "rows": [
-            _row_record(row) | {"train_id": train_id(planned.config), "config": to_dict(planned.config)}
+            _row_record(row) | {"train_id": planned.runs[0].run_id.partition("/")[0], "config": to_dict(planned.config)}
             for planned, row in zip(plan.rows, results, strict=True)
         ],
     }

@@ -12,10 +12,12 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from nmt import registry
 from nmt.config.schema import TRAIN, DataConfig, RunConfig
+from nmt.errors import UserError
 
 NUMERICS_VERSION = 2  # bump when the same config and seed give other bits on purpose
 
@@ -101,8 +103,17 @@ def canonical(config: Any, roles: set[str]) -> dict[str, Any]:
         elif field.name in ("checksums", "recipe"):
             continue  # part of `text_identity`, by the files that are used
         elif field.metadata["neutral"] is None or value != field.metadata["neutral"]:
-            form[field.name] = value
+            form[field.name] = _file_digest(value, field.name) if field.metadata.get("file") else value
     return form
+
+
+def _file_digest(name: str, where: str) -> str:
+    """sha256 of a file that a key names: what it holds counts, and not where it lies."""
+    try:
+        with Path(name).expanduser().open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"cannot be read: {error.strerror}", where=f"{where}={name}") from error
 
 
 def digest(form: Mapping[str, Any]) -> str:

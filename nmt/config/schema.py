@@ -6,7 +6,8 @@ The only place that knows config keys. Each field states, through `key(...)`:
   run happens, never what comes out; part of neither);
 - `neutral`: the value at which the canonical form omits the key, so that a key added later orphans no run. None means
   that the key is always written;
-- what validation needs: `choices`, `registry` (a kind of `nmt.registry`), `minimum`, `maximum`.
+- what validation needs: `choices`, `registry` (a kind of `nmt.registry`), `minimum`, `maximum`;
+- `file`: the value is a path, and what counts for the identity is the file's content.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ class CellConfig:
     """A recurrent cell; dropout values are probabilities of dropping."""
 
     kind: str = key("gru", neutral=None, registry="cell")
-    family: str = key("tf", neutral="tf", choices=("tf",))
+    family: str = key("tf", neutral="tf", choices=("tf", "torch"))
     dropout_input: float = key(0.2, neutral=0.0, minimum=0.0, below=1.0)
     dropout_output: float = key(0.0, neutral=0.0, minimum=0.0, below=1.0)
     forget_bias: float = key(1.0, neutral=1.0)
@@ -99,13 +100,23 @@ class EmbeddingConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ResidualConfig:
+    """Connections past the layers of a recurrent stack."""
+
+    combiner: str = key("none", neutral="none", choices=("none", "add", "mean", "concat"))
+    dense: bool = key(False, neutral=False)
+
+
+@dataclass(frozen=True, kw_only=True)
 class EncoderConfig:
     """The encoder; `layers` counts layers per direction, `units` those of one direction."""
 
     name: str = key("bidirectional", neutral=None, registry="encoder")
     units: int = key(512, neutral=None, minimum=1)
     layers: int = key(1, neutral=None, minimum=1)
+    reverse_source: bool = key(False, neutral=False)
     cell: CellConfig = section(CellConfig)
+    residual: ResidualConfig = section(ResidualConfig)
     options: dict[str, Any] = key(dict, neutral={})
 
 
@@ -117,6 +128,7 @@ class DecoderConfig:
     units: int = key(512, neutral=None, minimum=1)
     layers: int = key(2, neutral=None, minimum=1)
     cell: CellConfig = section(CellConfig)
+    residual: ResidualConfig = section(ResidualConfig)
     options: dict[str, Any] = key(dict, neutral={})
 
 
@@ -126,14 +138,18 @@ class AttentionConfig:
 
     name: str = key("multiplicative", neutral=None, registry="attention")
     units: int = key(512, neutral=None, minimum=0)
+    scaling: str = key("none", neutral="none", choices=("none", "sqrt", "learned"))
+    masked: bool = key(True, neutral=True)
     options: dict[str, Any] = key(dict, neutral={})
 
 
 @dataclass(frozen=True, kw_only=True)
 class BridgeConfig:
-    """What the decoder's first state is made of."""
+    """How the encoder's final state reaches the decoder; `units` is the width of what is appended to its inputs."""
 
     name: str = key("zero", neutral="zero", registry="bridge")
+    units: int = key(0, neutral=0, minimum=0)
+    activation: str = key("linear", neutral="linear", choices=("linear", "tanh"))
     options: dict[str, Any] = key(dict, neutral={})
 
 
@@ -239,7 +255,7 @@ class SearchConfig:
     diverse_groups: int = key(1, neutral=1, minimum=1)
     diverse_strength: float = key(0.0, neutral=0.0, minimum=0.0)
     replace_unknown: bool = key(False, neutral=False)
-    dictionary: str = key("", neutral="")
+    dictionary: str = key("", neutral="", file=True)
     batch_size: int = key(64, neutral=64, role=PLACEMENT, minimum=1)
 
 

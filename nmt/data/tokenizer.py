@@ -25,6 +25,7 @@ from nmt.errors import UserError
 
 FORMAT_VERSION = 1
 BPE_JOINER = "@@"
+SPACE = "▁"  # how SentencePiece writes a space
 
 
 class Tokenizer(Protocol):
@@ -37,8 +38,14 @@ class Tokenizer(Protocol):
     def encode(self, text: str) -> list[int]:
         """The rows of a cleaned line's tokens, without SOS and EOS; UNK for what the vocabulary lacks."""
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of a row sequence, SOS and EOS left out; on Moses-tokenised data still tokenised (see `to_text`)."""
+    def segment(self, text: str) -> list[str]:
+        """The tokens of a cleaned line as they are written, in the vocabulary or not: one for each row of `encode`."""
+
+    def decode(self, ids: Sequence[int], instead: Sequence[str] | None = None) -> str:
+        """The text of a row sequence, SOS and EOS left out; on Moses-tokenised data still tokenised (see `to_text`).
+
+        `instead` has a token for each of `ids`, which stands where a row is UNK.
+        """
 
     def token(self, number: int) -> str:
         """The token in row `number`, as shown in reports."""
@@ -80,9 +87,14 @@ def load_tokenizer(path: Path) -> Tokenizer:
     return tokenizer
 
 
-def to_text(tokenizer: Tokenizer, ids: Sequence[int], data: DataConfig, language: str) -> str:
-    """Row sequence to text as a person writes it: decoded, and Moses-detokenised where the data is Moses-tokenised."""
-    text = tokenizer.decode(ids)
+def to_text(
+    tokenizer: Tokenizer, ids: Sequence[int], data: DataConfig, language: str, instead: Sequence[str] | None = None
+) -> str:
+    """Row sequence to text as a person writes it: decoded, and Moses-detokenised where the data is Moses-tokenised.
+
+    `instead` has a token for each of `ids`, which stands where a row is UNK.
+    """
+    text = tokenizer.decode(ids, instead)
     return moses_detokenizer(language)(text) if data.moses else text
 
 
@@ -153,9 +165,20 @@ class SentencePieceTokenizer(_Saved):
         ids: list[int] = self._processor.encode(text)
         return ids
 
-    def decode(self, ids: Sequence[int]) -> str:
+    def segment(self, text: str) -> list[str]:
         """See `Tokenizer`."""
-        return str(self._processor.decode([int(i) for i in ids]))
+        pieces: list[str] = self._processor.encode(text, out_type=str)
+        return pieces
+
+    def decode(self, ids: Sequence[int], instead: Sequence[str] | None = None) -> str:
+        """See `Tokenizer`."""
+        if instead is None or UNK not in ids:
+            return str(self._processor.decode([int(i) for i in ids]))
+        # The library would leave the sign for a space standing in pieces that it does not know.
+        pieces = [
+            other if i == UNK else self.token(i) for i, other in zip(ids, instead, strict=True) if i not in (SOS, EOS)
+        ]
+        return "".join(pieces).replace(SPACE, " ").removeprefix(" ")
 
     def token(self, number: int) -> str:
         """See `Tokenizer`."""
@@ -204,7 +227,7 @@ class _VocabularyTokenizer(_Saved):
 
     @abstractmethod
     def segment(self, text: str) -> list[str]:
-        """Cut a cleaned line into tokens."""
+        """See `Tokenizer`."""
 
     @abstractmethod
     def join(self, tokens: Sequence[str]) -> str:
@@ -215,10 +238,17 @@ class _VocabularyTokenizer(_Saved):
         number = self.vocabulary.number
         return [number(token) for token in self.segment(text)]
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """See `Tokenizer`."""
+    def decode(self, ids: Sequence[int], instead: Sequence[str] | None = None) -> str:
+        """See `Tokenizer`; an unused row reads as UNK does."""
         is_type, token = self.vocabulary.is_type, self.vocabulary.token
-        return self.join([token(int(i)) if is_type(i) else UNKNOWN_TEXT for i in ids if i not in (SOS, EOS)])
+        others = [UNKNOWN_TEXT] * len(ids) if instead is None else instead
+        return self.join(
+            [
+                token(int(i)) if is_type(i) else other
+                for i, other in zip(ids, others, strict=True)
+                if i not in (SOS, EOS)
+            ]
+        )
 
     def token(self, number: int) -> str:
         """See `Tokenizer`."""
@@ -283,7 +313,8 @@ class BpeMergesTokenizer(_VocabularyTokenizer):
     """Byte pair encoding by a number of merges (Sennrich et al. 2016, subword-nmt), with "@@" at cuts inside words.
 
     The vocabulary is what the merges leave of the training text: unlike with SentencePiece its size follows from
-    `tokenizer.merges`, and `tokenizer.vocab_size` only bounds it.
+    `tokenizer.merges`, and `tokenizer.vocab_size` only bounds it. With `tokenizer.dropout` it also holds, behind those,
+    the pieces that only show where a merge is left out.
     """
 
     name = "bpe_merges"
@@ -308,6 +339,8 @@ class BpeMergesTokenizer(_VocabularyTokenizer):
         for word, count in words.items():
             for token in tokenizer.segment(word):
                 counts[token] += count
+        if config.dropout:
+            counts.update(dict.fromkeys(_pieces(words, merges), 0))
         tokenizer.vocabulary, report = Vocabulary.from_counts(counts, config.vocab_size)
         return tokenizer, {"merges": len(merges), **report}
 
@@ -332,6 +365,18 @@ class BpeMergesTokenizer(_VocabularyTokenizer):
     def from_json(cls, data: dict[str, Any]) -> BpeMergesTokenizer:
         """The tokenizer that `to_json` described."""
         return cls(Vocabulary(data["types"], data["size"]), data["merges"])
+
+
+def _pieces(words: Iterable[str], merges: Iterable[str]) -> set[str]:
+    """Every token that merges can leave of the words if some are left out: characters, and what each merge makes."""
+    inner = {character for word in words for character in word[:-1]}
+    last = {word[-1] for word in words}
+    made = {merge.replace(" ", "") for merge in merges}
+    return {
+        *(f"{piece}{BPE_JOINER}" for piece in inner),
+        *last,
+        *(piece.removesuffix("</w>") if piece.endswith("</w>") else f"{piece}{BPE_JOINER}" for piece in made),
+    }
 
 
 def _learn_merges(words: Counter[str], merges: int) -> list[str]:

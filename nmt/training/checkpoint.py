@@ -22,15 +22,16 @@ from nmt.training.state import RunState
 if TYPE_CHECKING:
     from nmt.data.tokenizer import Tokenizer
     from nmt.models.seq2seq import Seq2Seq
+    from nmt.search.ensemble import Ensemble
 
 _NAME = re.compile(r"step-(\d{8})\.pt")
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A trained model with all that translating needs."""
+    """A trained model, or several as an ensemble, with all that translating needs."""
 
-    model: Seq2Seq
+    model: Seq2Seq | Ensemble
     config: RunConfig
     source_tokenizer: Tokenizer
     target_tokenizer: Tokenizer

@@ -6,10 +6,10 @@ import torch
 
 from nmt.config.schema import RunConfig
 from nmt.data.prepare import PreparedData
-from nmt.data.tokenizer import to_text
 from nmt.evaluation.catalogue import decoded_during_training, key
 from nmt.evaluation.decode import decode, teacher_forced
 from nmt.evaluation.metrics import score
+from nmt.evaluation.postprocess import Postprocessor
 from nmt.models.seq2seq import Seq2Seq
 from nmt.training.workload import precision_context
 
@@ -21,6 +21,8 @@ class Validation:
         self.config, self.prepared, self.device = config, prepared, device
         count = len(prepared.validation.source)
         self.count = min(config.validation.max_sentences or count, count)
+        tokenizers = (prepared.source_tokenizer, prepared.target_tokenizer)
+        self.post = Postprocessor(*tokenizers, config.data, config.validation.search)
 
     def __call__(self, model: torch.nn.Module) -> dict[str, float]:
         """Scores by their names in records: the quick ones and that which chooses the checkpoint.
@@ -29,12 +31,18 @@ class Validation:
         `val/teacher_forced/token_accuracy`.
         """
         assert isinstance(model, Seq2Seq)
-        split, config, tokenizer = self.prepared.validation, self.config, self.prepared.target_tokenizer
+        split, config = self.prepared.validation, self.config
         with precision_context(config, self.device):
-            n_best = decode(model, split.source[: self.count], config.validation.search, self.device)
+            n_best = decode(
+                model,
+                split.source[: self.count],
+                config.validation.search,
+                self.device,
+                attention=self.post.needs_attention,
+            )
             forced = teacher_forced(model, split, self.device, limit=self.count)
         hypotheses = [
-            to_text(tokenizer, hypotheses[0].tokens, config.data, config.data.target_language) for hypotheses in n_best
+            self.post.text(best, line) for (best, *_), line in zip(n_best, split.source_text[: self.count], strict=True)
         ]
         names = decoded_during_training(config.validation.metric)
         scores = score(hypotheses, split.target_text[: self.count], config.data.target_language, names)

@@ -1,0 +1,58 @@
+"""A trained run's configuration with another search, test text or place, as `key=value` words of a command line say."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from nmt.config.compose import CONF, from_dict, groups, known_keys, read_yaml, to_dict
+from nmt.config.schema import RunConfig, SearchConfig
+from nmt.config.validation import validate
+from nmt.errors import UserError, did_you_mean
+
+SEARCH = ("search.",)
+TEST_TEXT = ("search.", "data.dir", "data.test.", "paths.cache")
+
+
+def override(
+    config: RunConfig, words: Sequence[str], overridable: Sequence[str] = TEST_TEXT, options: Sequence[str] = ()
+) -> RunConfig:
+    """`config` changed by `words`: `search=<name>` stands for a whole search, single keys change it further.
+
+    `overridable` are the beginnings of the keys that may change; `options` are the verb's own keys, one of which a
+    misspelt word may mean. Raises UserError for an unknown key or option, a value that does not fit, and a key that
+    would make it another training.
+    """
+    data = OmegaConf.create(to_dict(config))
+    for word in sorted(words, key=lambda word: not word.startswith("search=")):  # an option first, then single keys
+        key, _, value = word.partition("=")
+        if key == "search":
+            data.search = _search_option(value)
+        elif key not in (keys := known_keys()):
+            hint = did_you_mean(key, [*options, *keys, "search"]) or "see --help"
+            raise UserError("unknown key", where=key, hint=hint)
+        elif not key.startswith(tuple(overridable)):
+            allowed = ["search", *(f"{name}<key>" if name.endswith(".") else name for name in overridable)]
+            raise UserError("belongs to the training, which is done", where=key, allowed=allowed)
+        else:
+            try:
+                data.merge_with_dotlist([word])
+                from_dict(OmegaConf.to_container(data))  # type: ignore[arg-type]
+            except (UserError, OmegaConfBaseException, YAMLError) as error:
+                raise UserError(f"'{value}' does not fit", where=key) from error
+    changed = from_dict(OmegaConf.to_container(data))  # type: ignore[arg-type]
+    validate(changed)
+    return changed
+
+
+def _search_option(name: str) -> dict[str, Any]:
+    """`conf/search/<name>.yaml` over the defaults of every other key, as composing a run has it."""
+    known = groups()["search"]
+    if name not in known:
+        raise UserError(f"unknown option '{name}'", where="search", allowed=known, hint=did_you_mean(name, known))
+    return asdict(SearchConfig()) | read_yaml(CONF / "search" / f"{name}.yaml")
