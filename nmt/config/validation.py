@@ -7,9 +7,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from nmt import registry
+from nmt.config.model_rules import MODEL_RULES
 from nmt.config.options import OPTIONS
 from nmt.config.schema import RunConfig
 from nmt.config.search_rules import check_searches
+from nmt.config.widths import decoder_output_units
 from nmt.errors import UserError, did_you_mean
 from nmt.training.faults import Faults
 
@@ -67,20 +69,6 @@ def _slots(config: RunConfig) -> None:
             where="batch.micro_batches",
             hint="lower it, or raise batch.size",
         )
-
-
-def _attention_and_bridge(config: RunConfig) -> None:
-    model = config.model
-    if model.attention.name == "none_state" and model.bridge.name != "projection":
-        raise UserError(
-            f"a model without attention sees the source only through its first state, and bridge "
-            f"'{model.bridge.name}' does not pass it",
-            where="model.bridge.name",
-            allowed=["projection"],
-            hint="model/bridge=projection",
-        )
-    if model.attention.name in ("additive", "multiplicative") and model.attention.units < 1:
-        raise UserError("must be at least 1 with attention", where="model.attention.units")
 
 
 def _options(config: RunConfig) -> None:
@@ -150,9 +138,10 @@ def _sharing(config: RunConfig) -> None:
             where="model.embedding.share",
             hint="tokenizer.joint=true, or model.embedding.share=false",
         )
-    if embedding.tie_output and embedding.units != config.model.decoder.units:
+    columns = decoder_output_units(config.model)
+    if embedding.tie_output and embedding.units != columns:
         raise UserError(
-            f"the output layer has {config.model.decoder.units} columns and the embedding {embedding.units}",
+            f"the output layer has {columns} columns and the embedding {embedding.units}",
             where="model.embedding.tie_output",
             hint="make model.embedding.units and model.decoder.units equal",
         )
@@ -244,9 +233,9 @@ def _faults(config: RunConfig) -> None:
 _RULES = (
     _faults,
     _slots,
-    _attention_and_bridge,
     _options,
     _without_recurrence,
+    *MODEL_RULES,
     _sharing,
     _data,
     _tokenizer,

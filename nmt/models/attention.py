@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nmt.config.schema import AttentionConfig
+from nmt.errors import UserError
 from nmt.models.encoder import EncoderOutput
-from nmt.models.initialisation import Draw, Glorot
+from nmt.models.initialisation import Constant, Draw, Glorot
 from nmt.models.layers import Affine, empty
 
 
 class Memory(NamedTuple):
     """What a decoder may attend to; all queries of a sentence share it.
 
-    keys: [batch, time, A]; values: [batch, time, C]; mask: [batch, time], true on real tokens.
+    keys: [batch, time, A]; values: [batch, time, C]; mask: [batch, time], true where attention may look: on real
+    tokens, or with `model.attention.masked=false` everywhere.
     """
 
     keys: Tensor
@@ -27,32 +30,39 @@ class Memory(NamedTuple):
 
 
 class Attention(nn.Module, ABC):
-    """Projected keys, a score, and the weighted mean of the values: the frame that the two scores share.
+    """Keys, a score, and the weighted mean of the values: the frame that all scores share.
+
+    Keys and query are affine maps of the encoder's and the decoder's outputs, unless a subclass has `projected` false.
 
     Parameters
     ----------
-    config: `units` is the width A of keys and query.
+    config: `units` is the width A of keys and query; `scaling` and `masked` go for every score.
     query_units: width h of the decoder's output.
     output_units: width C of the encoder's outputs, which the keys are made of.
     value_units: width of what contexts are made of: C, but for encoders with values of their own.
     """
 
+    projected: ClassVar[bool] = True
+
     def __init__(self, config: AttentionConfig, query_units: int, output_units: int, value_units: int):
         super().__init__()
-        self.key = Affine(output_units, config.units)
-        self.query = Affine(query_units, config.units)
+        self.units = config.units if self.projected else query_units
+        self.key = Affine(output_units, self.units) if self.projected else nn.Identity()
+        self.query = Affine(query_units, self.units) if self.projected else nn.Identity()
         self.context_units = value_units
+        self.masked = config.masked
 
     def memory(self, encoded: EncoderOutput, lengths: Tensor) -> Memory:
         """Prepare what the encoder made of sentences of `lengths` [batch] tokens, once a sentence."""
         outputs = encoded.outputs.transpose(0, 1).contiguous()
         values = outputs if encoded.values is None else encoded.values.transpose(0, 1).contiguous()
-        return Memory(self.key(outputs), values, real(lengths, outputs.shape[1]))
+        mask = real(lengths, outputs.shape[1])
+        return Memory(self.key(outputs), values, mask if self.masked else torch.ones_like(mask))
 
     def attend(self, query: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
         """Contexts [batch, k, C] and weights [batch, k, time] of k queries a sentence, [batch, k, h].
 
-        Padded positions score the type's most negative number, so their weight is exactly zero.
+        Positions outside the mask score the type's most negative number, so their weight is exactly zero.
         """
         scores = self.score(self.query(query), memory.keys)
         lowest = torch.finfo(scores.dtype).min
@@ -62,39 +72,84 @@ class Attention(nn.Module, ABC):
 
     @abstractmethod
     def score(self, query: Tensor, keys: Tensor) -> Tensor:
-        """Scores [batch, k, time] of projected queries [batch, k, A] against keys [batch, time, A]."""
+        """Scores [batch, k, time] of queries [batch, k, A] against keys [batch, time, A]."""
 
 
 class MultiplicativeAttention(Attention):
-    """score = key · query, unscaled (Luong et al. 2015, "dot" on projected vectors)."""
+    """score = g · key · query (Luong et al. 2015, "dot" on projected vectors).
+
+    The factor g is 1 without scaling (the published system), 1/√A with `sqrt` (Vaswani et al. 2017), and with `learned`
+    a parameter that starts at 1 (as in TensorFlow's LuongAttention).
+    """
+
+    def __init__(self, config: AttentionConfig, query_units: int, output_units: int, value_units: int):
+        super().__init__(config, query_units, output_units, value_units)
+        self.factor = 1 / math.sqrt(self.units) if config.scaling == "sqrt" else 1.0
+        self.scale = empty(1) if config.scaling == "learned" else None
 
     def score(self, query: Tensor, keys: Tensor) -> Tensor:
-        """Scores [batch, k, time] of projected queries [batch, k, A] against keys [batch, time, A]."""
+        """Scores [batch, k, time] of queries [batch, k, A] against keys [batch, time, A]."""
+        if self.scale is not None:
+            # One factor a unit, so that its gradient is summed in an order that does not depend on threads.
+            query = query * self.scale.expand(query.shape[-1])
+        elif self.factor != 1.0:
+            query = query * self.factor
         return torch.bmm(query, keys.transpose(1, 2))
+
+    def first_values(self) -> dict[str, Draw]:
+        """The learned factor starts at 1."""
+        return {"scale": Constant(1.0)}
+
+
+class DotAttention(MultiplicativeAttention):
+    """score = g · output · query on the encoder's outputs and the decoder's as they are, with g as above.
+
+    There are no projections, so both must have the same width, and `config.units` means nothing. Raises UserError for
+    different widths.
+    """
+
+    projected = False
+
+    def __init__(self, config: AttentionConfig, query_units: int, output_units: int, value_units: int):
+        super().__init__(config, query_units, output_units, value_units)
+        if query_units != output_units:
+            raise UserError(
+                f"attention 'dot' has no projections, and the decoder's output has {query_units} units while the "
+                f"encoder's outputs have {output_units}",
+                where="model.attention.name",
+                hint="make the widths equal, or model/attention=multiplicative",
+            )
 
 
 class AdditiveAttention(Attention):
-    """score = v · tanh(key + query) (Bahdanau et al. 2015, appendix A.1.2); v has no bias."""
+    """score = v · tanh(key + query) (Bahdanau et al. 2015, appendix A.1.2); v has no bias.
+
+    With `scaling: learned` v is g v/‖v‖ with a learned g that starts at 1/√A (weight normalisation, Salimans and Kingma
+    2016, as TensorFlow's BahdanauAttention has it). A constant factor would be part of v, so `sqrt` is refused.
+    """
 
     def __init__(self, config: AttentionConfig, query_units: int, output_units: int, value_units: int):
         super().__init__(config, query_units, output_units, value_units)
         self.v = empty(config.units)
+        self.scale = empty(1) if config.scaling == "learned" else None
 
     def score(self, query: Tensor, keys: Tensor) -> Tensor:
-        """Scores [batch, k, time] of projected queries [batch, k, A] against keys [batch, time, A]."""
+        """Scores [batch, k, time] of queries [batch, k, A] against keys [batch, time, A]."""
+        v = self.v if self.scale is None else self.v * (self.scale / torch.linalg.vector_norm(self.v))
         # As a matrix product: the gradient of a matrix-vector product has other bits for other numbers of threads.
-        return F.linear((keys.unsqueeze(1) + query.unsqueeze(2)).tanh_(), self.v.unsqueeze(0)).squeeze(-1)
+        return F.linear((keys.unsqueeze(1) + query.unsqueeze(2)).tanh_(), v.unsqueeze(0)).squeeze(-1)
 
     def first_values(self) -> dict[str, Draw]:
         """TensorFlow's default for a vector takes its length for both fans."""
         units = self.v.shape[0]
-        return {"v": Glorot.of(units, units)}
+        return {"v": Glorot.of(units, units), "scale": Constant(1 / math.sqrt(units))}
 
 
 class NoAttention(nn.Module):
-    """No attention: contexts have no units, and the source reaches the decoder through its first state only.
+    """No attention: contexts have no units, and the source reaches the decoder through the bridge alone.
 
-    Takes the same arguments as the attentions and uses none of them.
+    Both `none_state` (through the first state) and `none_input` (beside every input). Takes the same arguments as the
+    attentions and uses none of them.
     """
 
     context_units = 0

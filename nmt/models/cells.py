@@ -1,14 +1,13 @@
-"""Recurrent cells of the `tf` family: the arithmetic of TensorFlow 1, which the published system used.
+"""What a recurrent cell is, and stacks of them; the cells themselves are in `tf_cells` and `torch_cells`.
 
-A cell has one conceptual weight on [x; h] per gate block and one bias. Its input part and its recurrent part are stored
-apart, so that the input products of all time steps are one matrix product (`project_inputs`) and only the recurrent
-product stays inside the loop (`step`).
+A cell's weights on the input x and on the state h are stored apart, so that the input products of all time steps are
+one matrix product (`project_inputs`) and only the recurrent product stays inside the loop (`step`).
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import ClassVar, cast
 
 import torch
@@ -17,8 +16,8 @@ from torch.nn import functional as F
 
 from nmt import registry
 from nmt.config.schema import CellConfig
-from nmt.models.initialisation import Constant, Draw, Glorot, RecurrentKernels
-from nmt.models.layers import empty, sigmoid
+from nmt.models.initialisation import RecurrentKernels
+from nmt.models.layers import empty
 
 State = tuple[Tensor, ...]
 
@@ -77,90 +76,18 @@ class Cell(RecurrentKernels, nn.Module, ABC):
         return self.bias
 
 
-class TfGru(Cell):
-    """Gated recurrent unit as TensorFlow 1 computes it.
-
-        [r, u] = σ(W [x; h] + b)        c = tanh(W_c [x; r ∘ h] + b_c)        h' = u ∘ h + (1 - u) ∘ c
-
-    The reset gate acts *before* the matrix product (cuDNN and `torch.nn.GRU` apply it after, with a second bias). Both
-    gates' biases start at `forget_bias`. Blocks of the input weight, in order: r, u, c.
-    """
-
-    state_parts = 1
-
-    def __init__(self, input_units: int, units: int, config: CellConfig):
-        super().__init__(input_units, units, gates=3)
-        self.gate_weight = empty(2 * units, units)
-        self.candidate_weight = empty(units, units)
-        self.gate_bias = config.forget_bias
-
-    def step(self, projected: Tensor, state: State) -> State:
-        """One step: projected [rows, 3 · units], state (h [rows, units],)."""
-        (h,) = state
-        gates_in, candidate_in = projected.split((2 * self.units, self.units), dim=-1)
-        reset, update = sigmoid(torch.addmm(gates_in, h, self.gate_weight.t())).chunk(2, dim=-1)
-        candidate = torch.addmm(candidate_in, reset * h, self.candidate_weight.t()).tanh()
-        # The state keeps its own type, so that under autocast only products are made in low precision.
-        return (torch.lerp(candidate.to(h.dtype), h, update.to(h.dtype)),)
-
-    def first_values(self) -> dict[str, Draw]:
-        """Glorot with the fans of TensorFlow's joint matrices on [x; h]; gate biases at `forget_bias`."""
-        fan_in, units = self.input_units + self.units, self.units
-        gates, candidate = (2 * units, fan_in, 2 * units), (units, fan_in, units)
-        return {
-            "input_weight": Glorot((gates, candidate)),
-            "gate_weight": Glorot((gates,)),
-            "candidate_weight": Glorot((candidate,)),
-            "bias": Constant(0.0, head=self.gate_bias, head_rows=2 * units),
-        }
-
-
-class TfLstm(Cell):
-    """TensorFlow 1's BasicLSTMCell: no peepholes, gate order i, j, f, o.
-
-        [i, j, f, o] = W [x; h] + b        c' = c ∘ σ(f + forget_bias) + σ(i) ∘ tanh(j)        h' = tanh(c') ∘ σ(o)
-
-    The forget bias is added at run time; the bias itself starts at zero. The state is (h, c).
-    """
-
-    state_parts = 2
-
-    def __init__(self, input_units: int, units: int, config: CellConfig):
-        super().__init__(input_units, units, gates=4)
-        self.recurrent_weight = empty(4 * units, units)
-        self.forget_bias = config.forget_bias
-
-    def step(self, projected: Tensor, state: State) -> State:
-        """One step: projected [rows, 4 · units], state (h, c) of [rows, units] each."""
-        h, c = state
-        gates = torch.addmm(projected, h, self.recurrent_weight.t()).to(c.dtype)
-        i, j, f_and_o = gates.split((self.units, self.units, 2 * self.units), dim=-1)
-        forget, output = sigmoid(f_and_o).chunk(2, dim=-1)
-        c = torch.addcmul(forget * c, sigmoid(i), j.tanh())
-        return (c.tanh() * output, c)
-
-    def first_values(self) -> dict[str, Draw]:
-        """Glorot with the fans of TensorFlow's joint matrix on [x; h]; a zero bias."""
-        joint = Glorot.of(self.input_units + self.units, 4 * self.units)
-        return {"input_weight": joint, "recurrent_weight": joint, "bias": Constant(0.0)}
-
-    def _input_bias(self) -> Tensor:
-        i_j, f, o = self.bias.split((2 * self.units, self.units, self.units))
-        return torch.cat((i_j, f + self.forget_bias, o))
-
-
 class CellStack(nn.ModuleList):
-    """Cells on top of each other: the first reads `input_units`, each other one the output of the cell below.
+    """The cells of a stack, lowest first.
 
     Parameters
     ----------
-    config: kind of every cell. where: the config section that holds it, for errors.
-    layers: number of cells. units: width of each.
+    config: kind and family of every cell. where: the config section that holds it, for errors.
+    input_units: width of each cell's input. units: width of each cell.
     """
 
-    def __init__(self, config: CellConfig, where: str, layers: int, input_units: int, units: int):
+    def __init__(self, config: CellConfig, where: str, input_units: Sequence[int], units: int):
         make = registry.lookup("cell", config.kind, f"{where}.kind")
-        super().__init__(make(width, units, config) for width in [input_units] + [units] * (layers - 1))
+        super().__init__(make(width, units, config) for width in input_units)
         self.state_units = sum(cell.state_parts * cell.units for cell in self)
 
     def __iter__(self) -> Iterator[Cell]:

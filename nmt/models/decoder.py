@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from nmt.config.schema import DecoderConfig
 from nmt.models.attention import Attention, Memory, NoAttention
@@ -14,6 +15,7 @@ from nmt.models.cells import CellStack, State
 from nmt.models.dropout import Dropout
 from nmt.models.encoder import EncoderOutput
 from nmt.models.layers import Affine
+from nmt.models.residual import Residual
 from nmt.models.watch import GradientWatch
 
 # Every cell's state parts [batch, k, h] in order, then the last context [batch, k, C].
@@ -23,10 +25,27 @@ Feed = Callable[[int, Tensor], Tensor]
 
 
 class _Masks(NamedTuple):
-    """Dropout masks of one step: of each layer's input (of the first one's, the context part) and of each output."""
+    """Dropout masks of one step: of each layer's input (see `_Inputs` for the first one's) and of each output."""
 
     inputs: list[Tensor | None]
     outputs: list[Tensor | None]
+
+
+class _Inputs(NamedTuple):
+    """What the embeddings of a step, or of all steps, contribute to the stack's input; the context's share comes later.
+
+    entry: their share of what enters the stack [..., widths]: of [embedding; context] itself, or of its transform.
+    projected: their share of the first cell's projected input [..., gates]; None with an input transform, which lets
+        nothing be projected before the context is known.
+    """
+
+    entry: Tensor
+    projected: Tensor | None
+
+    def by_step(self) -> list[_Inputs]:
+        """[time, batch, …] cut into steps."""
+        time = len(self.entry)
+        return [_Inputs(*parts) for parts in zip(self.entry.unbind(0), _by_step(self.projected, time), strict=True)]
 
 
 class RecurrentDecoder(nn.Module):
@@ -34,25 +53,29 @@ class RecurrentDecoder(nn.Module):
 
         s_t = cells([embedding_t; context_{t-1}])    context_t = attend(s_t)    mix_t = tanh(W [s_t; context_t] + b)
 
-    The context before the first step is zero. The query is the top cell's output of the *same* step (Luong et al.
-    2015). Without attention the input is the embedding and the mix is the cells' output itself.
+    The context before the first step is zero. The query is the stack's output of the *same* step (Luong et al. 2015).
+    Without attention the input is the embedding and the mix is the stack's output itself. Residual connections go from
+    [embedding; context] up, past the dropout masks.
 
     Parameters
     ----------
-    config: units h, layers L and cell.
+    config: units h, layers L, cell and residual connections.
     attention: the attention to use, which the decoder owns from now on.
-    embedding_units: width e of the target embeddings.
+    embedding_units: width e of the target embeddings, with what a bridge appends to them.
     """
 
     def __init__(self, config: DecoderConfig, attention: Attention | NoAttention, embedding_units: int):
         super().__init__()
         input_units = embedding_units + attention.context_units
-        self.cells = CellStack(config.cell, "model.decoder.cell", config.layers, input_units, config.units)
+        self.residual = Residual(config.residual, input_units, config.units, config.layers)
+        self.cells = CellStack(config.cell, "model.decoder.cell", self.residual.widths[:-1], config.units)
         self.attention = attention
-        self.mix = Affine(config.units + attention.context_units, config.units) if attention.context_units else None
+        stack_units = self.residual.output_units
+        self.mix = Affine(stack_units + attention.context_units, config.units) if attention.context_units else None
         self.config = config.cell
+        self.units = config.units
         self.embedding_units = embedding_units
-        self.output_units = config.units
+        self.output_units = config.units if attention.context_units else stack_units
         self.state_units = self.cells.state_units
 
     def memory(self, encoded: EncoderOutput, lengths: Tensor) -> Memory:
@@ -76,20 +99,18 @@ class RecurrentDecoder(nn.Module):
         """
         time, batch, _ = embedded.shape
         embedding_mask, masks = self._draw_masks(embedded, dropout)
-        embedded = _masked(embedded, embedding_mask)
-        projected = self.cells.first.project_inputs(embedded if feed is None else embedded[:1]).unbind(0)
+        known = self._contribute(embedded if feed is None else embedded[:1], embedding_mask).by_step()
         embedding_masks = _by_step(embedding_mask, time)
-        states = self._by_cell(first.split(self.output_units, dim=-1))
+        states = self._by_cell(first.split(self.units, dim=-1))
         context = first.new_zeros(batch, self.attention.context_units)
-        columns = self.cells.first.input_columns(self.embedding_units)
+        columns = self._context_columns()
         tops: list[Tensor] = []
         contexts: list[Tensor] = []
         for t in range(time):
             if feed is None or t == 0:
-                inputs = projected[t]
+                inputs = known[t]
             else:
-                given = _masked(feed(t, self._mix(tops[-1], context)), embedding_masks[t])
-                inputs = self.cells.first.project_inputs(given)
+                inputs = self._contribute(feed(t, self._mix(tops[-1], context)), embedding_masks[t])
             states, top, context, _ = self._advance(inputs, columns, states, context, memory, masks[t])
             if watch is not None:
                 for layer, state in enumerate(states):
@@ -101,7 +122,7 @@ class RecurrentDecoder(nn.Module):
     def start(self, first: Tensor, k: int) -> DecoderState:
         """The state before the first step of k hypotheses a sentence, from `first` [batch, state_units]."""
         context = first.new_zeros(first.shape[0], self.attention.context_units)
-        parts = (*first.split(self.output_units, dim=-1), context)
+        parts = (*first.split(self.units, dim=-1), context)
         return tuple(part.unsqueeze(1).expand(-1, k, -1) for part in parts)
 
     def step(self, embedded: Tensor, state: DecoderState, memory: Memory) -> tuple[Tensor, DecoderState, Tensor]:
@@ -112,11 +133,10 @@ class RecurrentDecoder(nn.Module):
         batch, k, _ = embedded.shape
         *parts, context = (part.flatten(0, 1) for part in state)
         states = self._by_cell(parts)
-        projected = self.cells.first.project_inputs(embedded.flatten(0, 1))
-        columns = self.cells.first.input_columns(self.embedding_units)
+        inputs = self._contribute(embedded.flatten(0, 1), None)
         nothing: list[Tensor | None] = [None] * len(states)
         states, top, context, weights = self._advance(
-            projected, columns, states, context, memory, _Masks(nothing, nothing), k
+            inputs, self._context_columns(), states, context, memory, _Masks(nothing, nothing), k
         )
         new = (*(part for state in states for part in state), context)
         mix = self._mix(top, context)
@@ -124,7 +144,7 @@ class RecurrentDecoder(nn.Module):
 
     def _advance(
         self,
-        projected: Tensor,
+        inputs: _Inputs,
         columns: Tensor,
         states: list[State],
         context: Tensor,
@@ -132,18 +152,47 @@ class RecurrentDecoder(nn.Module):
         masks: _Masks,
         k: int = 1,
     ) -> tuple[list[State], Tensor, Tensor, Tensor]:
-        """One step for batch · k rows; `projected` [rows, gates] is the embedding's part of the first layer's input."""
+        """One step for batch · k rows, from the embeddings' contribution and the last context [rows, C]."""
+        entry, projected = self._enter(inputs, columns, context, masks.inputs[0])
         new: list[State] = []
-        top = projected
+        passed = [entry]
         for layer, cell in enumerate(self.cells):
             if layer > 0:
-                projected = cell.project_inputs(_masked(top, masks.inputs[layer]))
-            elif self.attention.context_units:
-                projected = torch.addmm(projected, _masked(context, masks.inputs[0]), columns)
+                projected = cell.project_inputs(_masked(passed[-1], masks.inputs[layer]))
             new.append(cell.step(projected, states[layer]))
-            top = _masked(new[-1][0], masks.outputs[layer])
-        contexts, weights = self.attention.attend(top.unflatten(0, (-1, k)), memory)
-        return new, top, contexts.flatten(0, 1), weights
+            passed.append(self.residual.combine(_masked(new[-1][0], masks.outputs[layer]), passed))
+        contexts, weights = self.attention.attend(passed[-1].unflatten(0, (-1, k)), memory)
+        return new, passed[-1], contexts.flatten(0, 1), weights
+
+    def _contribute(self, embedded: Tensor, mask: Tensor | None) -> _Inputs:
+        """What embeddings [..., e] contribute to the stack's input; `mask` is the first cell's on them."""
+        transform = self.residual.input_transform
+        if transform is not None:
+            return _Inputs(F.linear(embedded, transform.weight[:, : self.embedding_units], transform.bias), None)
+        return _Inputs(embedded, self.cells.first.project_inputs(_masked(embedded, mask)))
+
+    def _context_columns(self) -> Tensor:
+        """The weight that the context meets in the input transform or in the first cell, transposed for `addmm`."""
+        transform = self.residual.input_transform
+        if transform is not None:
+            return transform.weight[:, self.embedding_units :].t()
+        return self.cells.first.input_columns(self.embedding_units)
+
+    def _enter(self, inputs: _Inputs, columns: Tensor, context: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """What enters the stack (of use to residual connections), and the first cell's projected input [rows, gates].
+
+        `mask` is that of the context, or with an input transform that of the whole transformed input.
+        """
+        entry, projected = inputs
+        if self.attention.context_units:
+            if projected is None:
+                entry = torch.addmm(entry, context, columns)
+            else:
+                projected = torch.addmm(projected, _masked(context, mask), columns)
+                entry = torch.cat((entry, context), dim=-1) if self.residual.active else entry
+        if projected is None:
+            projected = self.cells.first.project_inputs(_masked(entry, mask))
+        return entry, projected
 
     def _mix(self, top: Tensor, context: Tensor) -> Tensor:
         if self.mix is None:
@@ -155,7 +204,10 @@ class RecurrentDecoder(nn.Module):
         return [tuple(next(remaining) for _ in range(cell.state_parts)) for cell in self.cells]
 
     def _draw_masks(self, embedded: Tensor, dropout: Dropout) -> tuple[Tensor | None, list[_Masks]]:
-        """The mask of the embeddings [time, batch, e], and the others of every step; drawn once a layer."""
+        """The first cell's mask on the embeddings [time, batch, e], and the others of every step; drawn once a layer.
+
+        With an input transform the first cell has a single mask, and it stands among the others.
+        """
         time, batch, width = embedded.shape
         embedding_mask: Tensor | None = None
         inputs: list[tuple[Tensor | None, ...]] = []
@@ -163,7 +215,7 @@ class RecurrentDecoder(nn.Module):
         for layer, cell in enumerate(self.cells):
             shape = (time, batch, cell.input_units)
             mask = dropout.mask(f"decoder.{layer}.input", shape, self.config.dropout_input, embedded)
-            if layer == 0 and mask is not None:
+            if layer == 0 and mask is not None and self.residual.input_transform is None:
                 embedding_mask, mask = mask[..., :width], mask[..., width:]
             inputs.append(_by_step(mask, time))
             shape = (time, batch, cell.units)
@@ -173,8 +225,8 @@ class RecurrentDecoder(nn.Module):
         return embedding_mask, [_Masks(list(ins), list(outs)) for ins, outs in steps]
 
 
-def _by_step(mask: Tensor | None, time: int) -> tuple[Tensor | None, ...]:
-    return (None,) * time if mask is None else mask.unbind(0)
+def _by_step(x: Tensor | None, time: int) -> tuple[Tensor | None, ...]:
+    return (None,) * time if x is None else x.unbind(0)
 
 
 def _masked(x: Tensor, mask: Tensor | None) -> Tensor:

@@ -7,15 +7,17 @@ sentence's own last step, which is what holding the state beyond the end would g
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nmt.config.schema import EncoderConfig
-from nmt.models.cells import CellStack, State
+from nmt.config.schema import CellConfig, EncoderConfig
+from nmt.models.cells import Cell, CellStack, State
 from nmt.models.dropout import Dropout
+from nmt.models.residual import Residual
 
 
 class EncoderOutput(NamedTuple):
@@ -34,26 +36,30 @@ class EncoderOutput(NamedTuple):
 
 
 class RecurrentStack(nn.Module):
-    """Layers of cells that read in one direction, each with dropout on its input and output (TF's DropoutWrapper)."""
+    """Layers of cells that read in one direction, each with dropout on its input and output (TF's DropoutWrapper).
+
+    Residual connections go past both masks.
+    """
 
     def __init__(self, config: EncoderConfig, input_units: int, name: str):
         super().__init__()
-        self.cells = CellStack(config.cell, "model.encoder.cell", config.layers, input_units, config.units)
+        self.residual = Residual(config.residual, input_units, config.units, config.layers)
+        self.cells = _cells(config, self.residual.widths[:-1])
         self.config = config.cell
         self.name = name
 
     def forward(self, x: Tensor, lengths: Tensor, dropout: Dropout) -> tuple[Tensor, list[Tensor]]:
-        """The top layer's outputs [time, batch, units] and each layer's final state parts [batch, units].
+        """What the top layer passes on [time, batch, units], and each layer's final state parts [batch, units].
 
         Outputs beyond a sentence's end are meaningless.
         """
         final: list[Tensor] = []
+        passed = [self.residual.enter(x)]
         for layer, cell in enumerate(self.cells):
-            x = dropout(f"{self.name}.{layer}.input", x, self.config.dropout_input)
-            states = cell.sequence(cell.project_inputs(x))
-            final += at_end(states, lengths)
-            x = dropout(f"{self.name}.{layer}.output", states[0], self.config.dropout_output)
-        return x, final
+            y, state = read(cell, passed[-1], lengths, f"{self.name}.{layer}", self.config, dropout)
+            passed.append(self.residual.combine(y, passed))
+            final += state
+        return passed[-1], final
 
 
 class UnidirectionalEncoder(nn.Module):
@@ -61,14 +67,14 @@ class UnidirectionalEncoder(nn.Module):
 
     Parameters
     ----------
-    config: units, layers and cell.
+    config: units, layers, cell and residual connections.
     input_units: width e of the embeddings.
     """
 
     def __init__(self, config: EncoderConfig, input_units: int):
         super().__init__()
         self.forwards = RecurrentStack(config, input_units, "encoder.forwards")
-        self.output_units = self.value_units = config.units
+        self.output_units = self.value_units = self.forwards.residual.output_units
         self.state_units = self.forwards.cells.state_units
 
     def forward(self, embedded: Tensor, lengths: Tensor, dropout: Dropout) -> EncoderOutput:
@@ -82,7 +88,7 @@ class BidirectionalEncoder(nn.Module):
 
     Parameters
     ----------
-    config: units and layers *of each direction*, and cell.
+    config: units and layers *of each direction*, cell and residual connections.
     input_units: width e of the embeddings.
     """
 
@@ -90,7 +96,7 @@ class BidirectionalEncoder(nn.Module):
         super().__init__()
         self.forwards = RecurrentStack(config, input_units, "encoder.forwards")
         self.backwards = RecurrentStack(config, input_units, "encoder.backwards")
-        self.output_units = self.value_units = 2 * config.units
+        self.output_units = self.value_units = 2 * self.forwards.residual.output_units
         self.state_units = 2 * self.forwards.cells.state_units
 
     def forward(self, embedded: Tensor, lengths: Tensor, dropout: Dropout) -> EncoderOutput:
@@ -100,6 +106,56 @@ class BidirectionalEncoder(nn.Module):
         back, final_back = self.backwards(reorder(embedded, order), lengths, dropout)
         outputs = zero_beyond_end(torch.cat((ahead, reorder(back, order)), dim=-1), lengths)
         return EncoderOutput(outputs, torch.cat(final_ahead + final_back, dim=-1))
+
+
+class StackedBidirectionalEncoder(nn.Module):
+    """Layers of two cells, one each way, whose outputs are joined at *every* layer and read by both cells of the next.
+
+    Residual connections go from joined output to joined output, 2h wide. (google/seq2seq has this encoder but drops the
+    residual connections of its cells without a word.)
+
+    Parameters
+    ----------
+    config: units h *of each direction*, layers, cell and residual connections.
+    input_units: width e of the embeddings.
+    """
+
+    def __init__(self, config: EncoderConfig, input_units: int):
+        super().__init__()
+        self.residual = Residual(config.residual, input_units, 2 * config.units, config.layers)
+        self.forwards = _cells(config, self.residual.widths[:-1])
+        self.backwards = _cells(config, self.residual.widths[:-1])
+        self.config = config.cell
+        self.output_units = self.value_units = self.residual.output_units
+        self.state_units = 2 * self.forwards.state_units
+
+    def forward(self, embedded: Tensor, lengths: Tensor, dropout: Dropout) -> EncoderOutput:
+        """Read embeddings [time, batch, e] of sentences of `lengths` [batch] tokens."""
+        order = reversal(lengths, embedded.shape[0])
+        final_ahead: list[Tensor] = []
+        final_back: list[Tensor] = []
+        passed = [self.residual.enter(embedded)]
+        for layer, (forward, backward) in enumerate(zip(self.forwards, self.backwards, strict=True)):
+            x, config = passed[-1], self.config
+            ahead, state = read(forward, x, lengths, f"encoder.forwards.{layer}", config, dropout)
+            final_ahead += state
+            back, state = read(backward, reorder(x, order), lengths, f"encoder.backwards.{layer}", config, dropout)
+            final_back += state
+            passed.append(self.residual.combine(torch.cat((ahead, reorder(back, order)), dim=-1), passed))
+        return EncoderOutput(zero_beyond_end(passed[-1], lengths), torch.cat(final_ahead + final_back, dim=-1))
+
+
+def _cells(config: EncoderConfig, input_units: Sequence[int]) -> CellStack:
+    return CellStack(config.cell, "model.encoder.cell", input_units, config.units)
+
+
+def read(
+    cell: Cell, x: Tensor, lengths: Tensor, name: str, config: CellConfig, dropout: Dropout
+) -> tuple[Tensor, list[Tensor]]:
+    """One cell over [time, batch, in]: its outputs [time, batch, units], dropped out, and its final state parts."""
+    x = dropout(f"{name}.input", x, config.dropout_input)
+    states = cell.sequence(cell.project_inputs(x))
+    return dropout(f"{name}.output", states[0], config.dropout_output), at_end(states, lengths)
 
 
 def reversal(lengths: Tensor, time: int) -> Tensor:

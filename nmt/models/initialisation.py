@@ -43,11 +43,12 @@ class Glorot:
 
 @dataclass(frozen=True)
 class Constant:
-    """The same value everywhere, or `head` in the first `head_rows` elements and `value` in the rest."""
+    """The same value everywhere, but for `other` in the elements from `start` to before `stop`."""
 
     value: float
-    head: float = 0.0
-    head_rows: int = 0
+    other: float = 0.0
+    start: int = 0
+    stop: int = 0
 
 
 Draw = Glorot | Constant
@@ -101,7 +102,7 @@ def _half_width(module: nn.Module, config: InitialisationConfig) -> float:
 def _first_value(address: str, shape: torch.Size, draw: Draw, half_width: float) -> Tensor:
     if isinstance(draw, Constant):
         value = torch.full(shape, draw.value)
-        value[: draw.head_rows] = draw.head
+        value[draw.start : draw.stop] = draw.other
         return value
     unit = torch.empty(shape).uniform_(-1.0, 1.0, generator=stream(address))
     if half_width and len(shape) > 1:

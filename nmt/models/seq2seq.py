@@ -13,11 +13,12 @@ from torch.nn import functional as F
 
 from nmt import registry
 from nmt.config.schema import LossConfig, ModelConfig
+from nmt.config.widths import decoder_stack_units
 from nmt.errors import UserError, did_you_mean
 from nmt.models.attention import Memory
 from nmt.models.decoder import DecoderState, Feed
 from nmt.models.dropout import NO_DROPOUT, Dropout
-from nmt.models.encoder import EncoderOutput
+from nmt.models.encoder import EncoderOutput, reorder, reversal
 from nmt.models.initialisation import initialise
 from nmt.models.layers import Affine, Table
 from nmt.models.loss import ordered_sum, scored_tokens, token_losses
@@ -28,13 +29,15 @@ from nmt.models.watch import GradientWatch
 class Encoded(NamedTuple):
     """Encoded source sentences; every tensor has the batch first, so sentences are picked by indexing each field.
 
-    keys: [batch, time, A]; values: [batch, time, C]; mask: [batch, time], true on real tokens; final_state: [batch, S].
+    keys, values, mask: see `nmt.models.attention.Memory`. final_state: [batch, S].
+    appended: [batch, u], what a bridge puts beside the embedding in every input of the decoder; u may be 0.
     """
 
     keys: Tensor
     values: Tensor
     mask: Tensor
     final_state: Tensor
+    appended: Tensor
 
 
 class Batch(Protocol):
@@ -111,10 +114,11 @@ class Seq2Seq(nn.Module):
         self.source_embedding = Table(source_vocab, e)
         self.target_embedding = self.source_embedding if config.embedding.share else Table(target_vocab, e)
         self.encoder = _component("encoder", config.encoder, e)
+        query_units = decoder_stack_units(config, self.encoder.value_units)
         attention = _component(
-            "attention", config.attention, config.decoder.units, self.encoder.output_units, self.encoder.value_units
+            "attention", config.attention, query_units, self.encoder.output_units, self.encoder.value_units
         )
-        self.decoder = _component("decoder", config.decoder, attention, e)
+        self.decoder = _component("decoder", config.decoder, attention, e + config.bridge.units)
         self.bridge = _component("bridge", config.bridge, self.encoder.state_units, self.decoder.state_units)
         self.output = Affine(self.decoder.output_units, target_vocab)
         if config.embedding.tie_output:
@@ -130,7 +134,8 @@ class Seq2Seq(nn.Module):
         """Encode sentences [batch, time] of `lengths` [batch] tokens (EOS counted); padding holds any valid id."""
         encoded = self._encode(source, lengths, dropout)
         memory = self.decoder.memory(encoded, lengths)
-        return Encoded(memory.keys, memory.values, memory.mask, encoded.final_state)
+        final_state = encoded.final_state
+        return Encoded(memory.keys, memory.values, memory.mask, final_state, self.bridge.appended(final_state))
 
     def start(self, encoded: Encoded, k: int) -> DecoderState:
         """The decoder's state before the first token, for k hypotheses a sentence: tensors [batch, k, …]."""
@@ -143,7 +148,8 @@ class Seq2Seq(nn.Module):
         attention weights [batch, k, time] (zeros without attention).
         """
         memory = Memory(encoded.keys, encoded.values, encoded.mask)
-        mix, state, weights = self.decoder.step(self.target_embedding(tokens), state, memory)
+        embedded = _beside(self.target_embedding(tokens), encoded.appended.unsqueeze(1))
+        mix, state, weights = self.decoder.step(embedded, state, memory)
         return self.output(mix), state, weights
 
     def forward(self, batch: Batch, dropout: Dropout = NO_DROPOUT, label_smoothing: float = 0.0) -> Tensor:
@@ -187,8 +193,17 @@ class Seq2Seq(nn.Module):
         return [ModelStage("encoder", encoder), ModelStage("decoder", decoder), ModelStage("output", output)]
 
     def _encode(self, source: Tensor, lengths: Tensor, dropout: Dropout) -> EncoderOutput:
+        """The source's encoding in the source's own order, in whichever order it is read.
+
+        A reversed source is reversed within its own length, EOS included, as TensorFlow's `reverse_sequence` does it.
+        """
         embedded = dropout("source_embedding", self.source_embedding(source.t()), self.config.dropout_embedding)
-        return self.encoder(embedded, lengths, dropout)
+        if not self.config.encoder.reverse_source:
+            return self.encoder(embedded, lengths, dropout)
+        order = reversal(lengths, len(embedded))
+        encoded = self.encoder(reorder(embedded, order), lengths, dropout)
+        values = None if encoded.values is None else reorder(encoded.values, order)
+        return EncoderOutput(reorder(encoded.outputs, order), encoded.final_state, values)
 
     def _decode(
         self,
@@ -200,13 +215,16 @@ class Seq2Seq(nn.Module):
     ) -> Tensor:
         embedded = self.target_embedding(batch.target_input.t())
         embedded = dropout("target_embedding", embedded, self.config.dropout_embedding)
+        appended = self.bridge.appended(encoded.final_state)
         memory = self.decoder.memory(encoded, batch.source_lengths)
         extra: dict[str, Any] = {}
         if sampling is not None and sampling.probability > 0:
-            extra["feed"] = self._feed(embedded, dropout, sampling)
+            feed = self._feed(embedded, dropout, sampling)
+            extra["feed"] = lambda t, mix: _beside(feed(t, mix), appended)
         if watch is not None and "watch" in inspect.signature(self.decoder.forward).parameters:
             extra["watch"] = watch
-        mix = self.decoder(embedded, memory, self.bridge(encoded.final_state), dropout, **extra)
+        first = self.bridge(encoded.final_state)
+        mix = self.decoder(_beside(embedded, appended), memory, first, dropout, **extra)
         return dropout("mix", mix, self.config.dropout_mix)
 
     def _feed(self, embedded: Tensor, dropout: Dropout, sampling: ScheduledSampling) -> Feed:
@@ -233,6 +251,13 @@ class Seq2Seq(nn.Module):
         return token_losses(
             hidden, self.output.weight, self.output.bias, targets, label_smoothing, self.loss_config.vocab_chunks
         )
+
+
+def _beside(embedded: Tensor, appended: Tensor) -> Tensor:
+    """[embedding; appended], where `appended` broadcasts to all but the last dimension of `embedded`."""
+    if not appended.shape[-1]:
+        return embedded
+    return torch.cat((embedded, appended.expand(*embedded.shape[:-1], -1)), dim=-1)
 
 
 def _real_tokens(mix: Tensor, batch: Batch, tokens: int) -> tuple[Tensor, Tensor]:

@@ -262,6 +262,9 @@ def _is_section(name: str) -> bool:
 def test_every_option_of_every_group_composes() -> None:
     needs = {
         ("model/attention", "none_state"): ["model/bridge=projection"],
+        ("model/attention", "none_input"): ["model/bridge=concat_input"],
+        ("model/attention", "dot"): ["model/encoder=unidirectional"],
+        ("model/bridge", "pass_through"): ["model/encoder=unidirectional", "model.encoder.layers=2"],
         ("model/attention", "multi_head"): ["model/decoder=transformer"],
         ("model/decoder", "transformer"): ["model/attention=multi_head"],
     }

@@ -12,7 +12,8 @@ from torch.autograd import gradcheck
 
 from nmt import registry
 from nmt.config.schema import CellConfig
-from nmt.models.cells import Cell, TfGru, TfLstm
+from nmt.models.cells import Cell
+from nmt.models.tf_cells import TfGru, TfLstm
 
 KINDS = ["gru", "lstm"]
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from nmt.config.schema import CellConfig, InitialisationConfig, ModelConfig
 from nmt.models.attention import AdditiveAttention
-from nmt.models.cells import TfGru, TfLstm
+from nmt.models.tf_cells import TfGru, TfLstm
 from nmt.models.initialisation import initialise
 from nmt.models.layers import Affine, Table
 from nmt.models.seq2seq import build_model
