@@ -84,7 +84,8 @@ class GoogleBeam(Rowwise):
             live_charges, end_charges = self.coverage.charges(covered)
             charges = torch.where(ends | at_limit.unsqueeze(2), end_charges.unsqueeze(2), live_charges.unsqueeze(2))
 
-        stays = self.finished.unsqueeze(2) & ends
+        # Where few tokens are allowed, EOS may stand among the candidates twice, once with minus infinity.
+        stays = self.finished.unsqueeze(2) & ends & (totals != -math.inf)
         scores = self._scores(totals, divisors, charges, stays)
         if self.search.diverse_groups == 1:
             order = best_places(scores, k)
