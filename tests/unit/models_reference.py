@@ -20,6 +20,7 @@ from nmt.config.schema import (
     EncoderConfig,
     LossConfig,
     ModelConfig,
+    ResidualConfig,
 )
 from nmt.models.encoder import EncoderOutput
 from nmt.models.seq2seq import Seq2Seq, build_model
@@ -71,15 +72,34 @@ def model_config(
     dropout: float = 0.0,
     share: bool = False,
     tie: bool = False,
-    bridge: str = "zero",
+    bridge: str = "",
+    family: str = "tf",
+    combiner: str = "none",
+    dense: bool = False,
+    reverse: bool = False,
+    scaling: str = "none",
+    masked: bool = True,
+    activation: str = "linear",
+    units: tuple[int, int] = (5, 6),
 ) -> ModelConfig:
-    cell = CellConfig(kind=kind, dropout_input=dropout, dropout_output=dropout / 2, forget_bias=1.0)
+    """Embeddings of 6, cells of `units` in encoder and decoder, and the bridge that the attention needs."""
+    residual = ResidualConfig(combiner=combiner, dense=dense)
+    cell = CellConfig(kind=kind, family=family, dropout_input=dropout, dropout_output=dropout / 2, forget_bias=1.0)
+    needed = {"none_state": "projection", "none_input": "concat_input"}.get(attention, "zero")
+    name = bridge or needed
     return ModelConfig(
         embedding=EmbeddingConfig(units=6, share=share, tie_output=tie),
-        encoder=EncoderConfig(name=encoder, units=5, layers=encoder_layers, cell=cell),
-        decoder=DecoderConfig(units=6, layers=decoder_layers, cell=cell),
-        attention=AttentionConfig(name=attention, units=4),
-        bridge=BridgeConfig(name="projection" if attention == "none_state" else bridge),
+        encoder=EncoderConfig(
+            name=encoder, units=units[0], layers=encoder_layers, cell=cell, residual=residual, reverse_source=reverse
+        ),
+        decoder=DecoderConfig(units=units[1], layers=decoder_layers, cell=cell, residual=residual),
+        attention=AttentionConfig(
+            name=attention,
+            units=4 if attention in ("additive", "multiplicative") else 0,
+            scaling=scaling,
+            masked=masked,
+        ),
+        bridge=BridgeConfig(name=name, units=3 if name == "concat_input" else 0, activation=activation),
         dropout_embedding=dropout,
         dropout_mix=dropout,
     )
@@ -108,10 +128,14 @@ def numbers(tensor: Tensor) -> Array:
 
 
 def cell_step(cell: nn.Module, x: Array, state: tuple[Array, ...], forget_bias: float = 1.0) -> tuple[Array, ...]:
-    """One row, one step, with TensorFlow's formulas on the joint vector [x; h]."""
+    """One row, one step: TensorFlow's formulas on the joint vector [x; h], or torch's with two biases."""
+    if hasattr(cell, "recurrent_bias"):
+        return torch_cell_step(cell, x, state)
     units, h = len(state[0]), state[0]
     w_in, bias = numbers(cell.input_weight), numbers(cell.bias)
     joint = np.concatenate([x, h])
+    if len(bias) == units:
+        return (np.tanh(np.concatenate([w_in, numbers(cell.recurrent_weight)], axis=1) @ joint + bias),)
     if len(state) == 1:
         gates = np.concatenate([w_in[: 2 * units], numbers(cell.gate_weight)], axis=1)
         r, u = np.split(sigma(gates @ joint + bias[: 2 * units]), 2)
@@ -123,21 +147,79 @@ def cell_step(cell: nn.Module, x: Array, state: tuple[Array, ...], forget_bias: 
     return (np.tanh(c) * sigma(o), c)
 
 
+def torch_cell_step(cell: nn.Module, x: Array, state: tuple[Array, ...]) -> tuple[Array, ...]:
+    """One row, one step, as the documentation of torch.nn.GRU, LSTM and RNN has it."""
+    h = state[0]
+    of_x = numbers(cell.input_weight) @ x + numbers(cell.bias)
+    of_h = numbers(cell.recurrent_weight) @ h + numbers(cell.recurrent_bias)
+    blocks = len(of_x) // len(h)
+    if blocks == 1:
+        return (np.tanh(of_x + of_h),)
+    if blocks == 3:
+        (rx, zx, nx), (rh, zh, nh) = np.split(of_x, 3), np.split(of_h, 3)
+        r, z = sigma(rx + rh), sigma(zx + zh)
+        return ((1 - z) * np.tanh(nx + r * nh) + z * h,)
+    i, f, g, o = np.split(of_x + of_h, 4)
+    c = sigma(f) * state[1] + sigma(i) * np.tanh(g)
+    return (sigma(o) * np.tanh(c), c)
+
+
+def combine(config: ResidualConfig, y: Array, passed: list[Array]) -> Array:
+    """What a layer passes on: its output and, past it, its input or all that was passed on before."""
+    ins = passed if config.dense else passed[-1:]
+    if config.combiner == "add":
+        return y + sum(ins)
+    if config.combiner == "mean":
+        return y + np.mean(ins, axis=0)
+    return np.concatenate([y, *ins]) if config.combiner == "concat" else y
+
+
+def enter(residual: nn.Module, x: Array) -> Array:
+    return x if residual.input_transform is None else affine(residual.input_transform, x)
+
+
+def run_cell(cell: nn.Module, xs: list[Array]) -> tuple[list[Array], list[Array]]:
+    """A cell's outputs over `xs` in order, and its final state parts."""
+    state = tuple(np.zeros(cell.units) for _ in range(cell.state_parts))
+    outputs = []
+    for x in xs:
+        state = cell_step(cell, x, state)
+        outputs.append(state[0])
+    return outputs, list(state)
+
+
 def read(stack: nn.Module, xs: list[Array]) -> tuple[list[Array], list[Array]]:
-    """Outputs of the top layer and all final state parts of a stack that reads `xs` in order."""
+    """What the top layer passes on and all final state parts of a stack that reads `xs` in order."""
     final: list[Array] = []
+    passed = [[enter(stack.residual, x)] for x in xs]
     for cell in stack.cells:
-        state = tuple(np.zeros(cell.units) for _ in range(cell.state_parts))
-        outputs = []
-        for x in xs:
-            state = cell_step(cell, x, state)
-            outputs.append(state[0])
-        final += list(state)
-        xs = outputs
-    return xs, final
+        outputs, state = run_cell(cell, [before[-1] for before in passed])
+        final += state
+        for y, before in zip(outputs, passed, strict=True):
+            before.append(combine(stack.residual.config, y, before))
+    return [before[-1] for before in passed], final
+
+
+def read_both_ways(encoder: nn.Module, xs: list[Array]) -> tuple[list[Array], list[Array]]:
+    """The same of a stacked bidirectional encoder, whose layers are joined one by one."""
+    final: list[Array] = []
+    final_back: list[Array] = []
+    passed = [[enter(encoder.residual, x)] for x in xs]
+    for forward, backward in zip(encoder.forwards, encoder.backwards, strict=True):
+        inputs = [before[-1] for before in passed]
+        ahead, state = run_cell(forward, inputs)
+        final += state
+        back, state = run_cell(backward, inputs[::-1])
+        final_back += state
+        for one, other, before in zip(ahead, back[::-1], passed, strict=True):
+            before.append(combine(encoder.residual.config, np.concatenate([one, other]), before))
+    return [before[-1] for before in passed], final + final_back
 
 
 def encode(encoder: nn.Module, xs: list[Array]) -> tuple[list[Array], Array]:
+    if hasattr(encoder, "residual"):
+        outputs, final = read_both_ways(encoder, xs)
+        return outputs, np.concatenate(final)
     outputs, final = read(encoder.forwards, xs)
     if hasattr(encoder, "backwards"):
         back, final_back = read(encoder.backwards, xs[::-1])
@@ -147,32 +229,61 @@ def encode(encoder: nn.Module, xs: list[Array]) -> tuple[list[Array], Array]:
 
 
 def affine(layer: nn.Module, x: Array) -> Array:
+    if isinstance(layer, nn.Identity):
+        return x
     return numbers(layer.weight) @ x + numbers(layer.bias)
 
 
-def attend(attention: nn.Module, query: Array, values: list[Array]) -> tuple[Array, Array]:
+def attend(attention: nn.Module, query: Array, values: list[Array], scaling: str = "none") -> tuple[Array, Array]:
     if attention.context_units == 0:
         return np.zeros(0), np.zeros(len(values))
     q = affine(attention.query, query)
     keys = [affine(attention.key, value) for value in values]
     if hasattr(attention, "v"):
-        scores = np.array([numbers(attention.v) @ np.tanh(key + q) for key in keys])
+        v = numbers(attention.v)
+        if scaling == "learned":
+            v = v / np.sqrt(v @ v) * numbers(attention.scale)
+        scores = np.array([v @ np.tanh(key + q) for key in keys])
     else:
         scores = np.array([key @ q for key in keys])
+        if scaling == "sqrt":
+            scores = scores / np.sqrt(len(q))
+        if scaling == "learned":
+            scores = scores * numbers(attention.scale)
     weights = np.exp(scores - scores.max())
     weights /= weights.sum()
     return sum(weight * value for weight, value in zip(weights, values, strict=True)), weights
 
 
-def token_log_probabilities(model: Seq2Seq, source: list[int], target: list[int], sos: int = 1, eos: int = 2) -> Array:
-    """Log-probabilities over the vocabulary at each step of a teacher-forced target: [len(target) + 1, V]."""
-    values, final = encode(model.encoder, [numbers(model.source_embedding.weight)[token] for token in [*source, eos]])
-    decoder = model.decoder
-    if hasattr(model.bridge, "projection"):
-        first = affine(model.bridge.projection, final)
-    else:
-        first = np.zeros(decoder.state_units)
-    parts = np.split(first, len(first) // decoder.output_units)
+def bridged(model: Seq2Seq, final: Array) -> tuple[Array, Array]:
+    """The decoder's first states side by side, and what stands beside its embeddings."""
+    config, nothing = model.config.bridge, np.zeros(0)
+    if config.name == "pass_through":
+        return final, nothing
+    if config.name in ("projection", "concat_input"):
+        projected = affine(model.bridge.projection, final)
+        projected = np.tanh(projected) if config.activation == "tanh" else projected
+        if config.name == "projection":
+            return projected, nothing
+        return np.zeros(model.decoder.state_units), projected
+    return np.zeros(model.decoder.state_units), nothing
+
+
+def token_log_probabilities(
+    model: Seq2Seq, source: list[int], target: list[int], sos: int = 1, eos: int = 2, padded_to: int = 0
+) -> Array:
+    """Log-probabilities over the vocabulary at each step of a teacher-forced target: [len(target) + 1, V].
+
+    `padded_to` is the source's length with padding, for attention without a mask.
+    """
+    config, decoder = model.config, model.decoder
+    xs = [numbers(model.source_embedding.weight)[token] for token in [*source, eos]]
+    values, final = encode(model.encoder, xs[::-1] if config.encoder.reverse_source else xs)
+    values = values[::-1] if config.encoder.reverse_source else values
+    if not config.attention.masked:
+        values = values + [np.zeros_like(values[0])] * (padded_to - len(values))
+    first, appended = bridged(model, final)
+    parts = np.split(first, len(first) // config.decoder.units)
     states = []
     for cell in decoder.cells:
         states.append(tuple(parts[: cell.state_parts]))
@@ -180,12 +291,15 @@ def token_log_probabilities(model: Seq2Seq, source: list[int], target: list[int]
     context = np.zeros(decoder.attention.context_units)
     rows = []
     for token in [sos, *target]:
-        x = np.concatenate([numbers(model.target_embedding.weight)[token], context])
+        embedding = numbers(model.target_embedding.weight)[token]
+        passed = [enter(decoder.residual, np.concatenate([embedding, appended, context]))]
         for layer, cell in enumerate(decoder.cells):
-            states[layer] = cell_step(cell, x, states[layer])
-            x = states[layer][0]
-        context, _ = attend(decoder.attention, x, values)
-        mix = x if decoder.mix is None else np.tanh(affine(decoder.mix, np.concatenate([x, context])))
+            states[layer] = cell_step(cell, passed[-1], states[layer])
+            passed.append(combine(decoder.residual.config, states[layer][0], passed))
+        context, _ = attend(decoder.attention, passed[-1], values, config.attention.scaling)
+        mix = passed[-1]
+        if decoder.mix is not None:
+            mix = np.tanh(affine(decoder.mix, np.concatenate([mix, context])))
         logits = affine(model.output, mix)
         rows.append(logits - logits.max() - np.log(np.exp(logits - logits.max()).sum()))
     return np.array(rows)
