@@ -80,23 +80,30 @@ class Sampler:
         """Target tokens, each sentence's EOS included, of each slot of `step`."""
         return [int(self._target_lengths[numbers].sum()) + len(numbers) for numbers in self.slots(step)]
 
+    def epoch(self, step: int) -> int:
+        """The epoch that `step` (counted from 1) falls in, counted from 0."""
+        return self._locate(step)[0]
+
     @property
     def _fixed_batches(self) -> int:
         return max(1, len(self._target_lengths) // self._batch.size)
 
     def _numbers(self, step: int) -> np.ndarray:
+        number, index = self._locate(step)
+        return self._epoch(number).batch(index)
+
+    def _locate(self, step: int) -> tuple[int, int]:
+        """The epoch of `step`, and its place among the epoch's steps; both count from 0."""
         if step < 1:
             raise ValueError(f"steps count from 1, not {step}")
-        if self._by_tokens:
-            while not self._last_steps or self._last_steps[-1] < step:
-                number = len(self._last_steps)
-                before = self._last_steps[-1] if number else 0
-                self._last_steps.append(before + self._epoch(number).batches)
-            number = int(np.searchsorted(self._last_steps, step))
-            index = step - 1 - (self._last_steps[number - 1] if number else 0)
-        else:
-            number, index = divmod(step - 1, self._fixed_batches)
-        return self._epoch(number).batch(index)
+        if not self._by_tokens:
+            return divmod(step - 1, self._fixed_batches)
+        while not self._last_steps or self._last_steps[-1] < step:
+            number = len(self._last_steps)
+            before = self._last_steps[-1] if number else 0
+            self._last_steps.append(before + self._epoch(number).batches)
+        number = int(np.searchsorted(self._last_steps, step))
+        return number, step - 1 - (self._last_steps[number - 1] if number else 0)
 
     def _epoch(self, number: int) -> _Epoch:
         if number not in self._epochs:

@@ -8,6 +8,7 @@ concerned.)
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 import hashlib
 import json
@@ -26,7 +27,7 @@ from nmt.config.identity import canonical, digest, outside_components, text_iden
 from nmt.config.schema import TRAIN, DataConfig, RunConfig
 from nmt.data.cleaning import EMPTY, OVERLONG, REASONS, clean, reason_to_drop, truncate
 from nmt.data.corpus import ParallelText, RawCorpus, load_corpus
-from nmt.data.ragged import Ragged
+from nmt.data.ragged import Ragged, RaggedText
 from nmt.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from nmt.data.vocabulary import UNK
 from nmt.errors import UserError
@@ -45,13 +46,14 @@ Progress = Callable[[str, int, int], None]
 class EncodedText:
     """Parallel sentences as rows of the vocabularies, int32, without SOS and EOS.
 
-    `source_text` and `target_text` are the lines as published, for metrics; empty lists for training text.
+    `source_text` and `target_text` are the lines as published, for metrics. For training text they are empty, but with
+    BPE-dropout the cleaned lines that are segmented anew.
     """
 
     source: Sequence[np.ndarray]
     target: Sequence[np.ndarray]
-    source_text: list[str] = field(default_factory=list)
-    target_text: list[str] = field(default_factory=list)
+    source_text: Sequence[str] = field(default_factory=list)
+    target_text: Sequence[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.source)
@@ -126,13 +128,18 @@ def prepare(config: RunConfig, progress: Progress | None = None) -> PreparedData
 
 
 def preparation_key(config: RunConfig) -> str:
-    """The hash that names the prepared data of `config`; see `prepare`."""
+    """The hash that names the prepared data of `config`; see `prepare`.
+
+    BPE-dropout counts as such, not by its probability: it needs the training text itself, and of `bpe_merges` a
+    vocabulary with every intermediate piece.
+    """
+    tokenizer = canonical(dataclasses.replace(config.tokenizer, dropout=0.0), {TRAIN})
     return digest(
         {
             "version": PREPARATION_VERSION,
             "text": text_identity(config.data, SPLITS),
             "data": canonical(config.data, {TRAIN}),
-            "tokenizer": canonical(config.tokenizer, {TRAIN}),
+            "tokenizer": tokenizer | ({"bpe_dropout": True} if config.tokenizer.dropout else {}),
             **outside_components(config.data, "data."),
             **outside_components(config.tokenizer, "tokenizer."),
         }
@@ -179,12 +186,15 @@ def _write(config: RunConfig, directory: Path, progress: Progress) -> None:
     for name, tokenizer in zip(TOKENIZER_FILES, tokenizers, strict=True):
         tokenizer.save(directory / name)
 
-    train, report["train"] = _encode_training(pairs, tokenizers, data, progress)
+    train, kept, report["train"] = _encode_training(pairs, tokenizers, data, progress)
     report["train"]["dropped"][EMPTY] = len(read) - len(pairs)
     report["train"] = {"read": len(read), **report["train"]}
     if not len(train[0]):
         raise _nothing_left(len(read), report["train"]["dropped"])
     _save_split(directory, "train", train)
+    if config.tokenizer.dropout:
+        for side, lines in zip(("source", "target"), zip(*kept, strict=True), strict=True):
+            RaggedText.of(lines).save(directory / f"train.{side}.text")
     for name in ("validation", "test"):
         text: ParallelText = getattr(corpus, name)
         encoded = [
@@ -195,7 +205,10 @@ def _write(config: RunConfig, directory: Path, progress: Progress) -> None:
         _save_split(directory, name, encoded)
         _write_json(directory / f"{name}.text.json", {"source": text.source, "target": text.target})
     fingerprint = _fingerprint(tokenizers, directory, corpus)
-    _write_json(directory / "prepared.json", {"fingerprint": fingerprint, "report": report})
+    _write_json(
+        directory / "prepared.json",
+        {"fingerprint": fingerprint, "report": report, "training_text": bool(config.tokenizer.dropout)},
+    )
 
 
 def _clean_all(lines: list[str], data: DataConfig, language: str, stage: str, progress: Progress) -> list[str]:
@@ -225,14 +238,16 @@ def _side(pairs: list[tuple[str, str]], side: int) -> Iterator[str]:
 
 def _encode_training(
     pairs: list[tuple[str, str]], tokenizers: tuple[Tokenizer, Tokenizer], data: DataConfig, progress: Progress
-) -> tuple[list[Ragged], dict[str, Any]]:
+) -> tuple[list[Ragged], list[tuple[str, str]], dict[str, Any]]:
+    """The encoded sides, the pairs of lines that were kept, and a report."""
     dropped: Counter[str] = Counter()
     truncated = 0
+    text: list[tuple[str, str]] = []
 
     def kept() -> Iterator[tuple[list[int], list[int]]]:
         nonlocal truncated
-        for source_text, target_text in _reported(pairs, "encoding training text", progress):
-            source, target = tokenizers[0].encode(source_text), tokenizers[1].encode(target_text)
+        for pair in _reported(pairs, "encoding training text", progress):
+            source, target = (tokenizer.encode(line) for tokenizer, line in zip(tokenizers, pair, strict=True))
             if data.overlong == "truncate" and max(len(source), len(target)) > data.max_length:
                 truncated += 1
                 source, target = truncate(source, data.max_length), truncate(target, data.max_length)
@@ -240,6 +255,7 @@ def _encode_training(
             if reason:
                 dropped[reason] += 1
             else:
+                text.append(pair)
                 yield source, target
 
     encoded = Ragged.of_pairs(kept())
@@ -248,7 +264,7 @@ def _encode_training(
         "truncated": truncated,
         "dropped": {reason: dropped[reason] for reason in REASONS},
     }
-    return list(encoded), counts | _token_counts(encoded)
+    return list(encoded), text, counts | _token_counts(encoded)
 
 
 def _token_counts(encoded: Sequence[Ragged]) -> dict[str, int]:
@@ -297,8 +313,10 @@ def _load(directory: Path) -> PreparedData | None:
         source, target = load_tokenizers(directory)
         splits = {}
         for name in SPLITS:
-            text: dict[str, list[str]] = {"source": [], "target": []}
-            if name != "train":
+            text: dict[str, Sequence[str]] = {"source": [], "target": []}
+            if name == "train" and about.get("training_text"):
+                text = {side: RaggedText.load(directory / f"train.{side}.text") for side in text}
+            elif name != "train":
                 text = json.loads((directory / f"{name}.text.json").read_text(encoding="utf-8"))
             sides = [Ragged.load(directory / f"{name}.{side}") for side in ("source", "target")]
             splits[name] = EncodedText(sides[0], sides[1], text["source"], text["target"])

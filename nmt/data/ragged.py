@@ -78,6 +78,43 @@ class Ragged(Sequence[np.ndarray]):
             yield self.flat[start:end]
 
 
+class RaggedText(Sequence[str]):
+    """Lines of text, packed and mapped like sentences: a token is a code point."""
+
+    def __init__(self, packed: Ragged):
+        self.packed = packed
+
+    @classmethod
+    def of(cls, lines: Sequence[str]) -> RaggedText:
+        """Pack lines, one after the other."""
+        flat = np.frombuffer("".join(lines).encode("utf-32-le", "surrogatepass"), dtype="<i4")
+        offsets = np.cumsum([0, *map(len, lines)], dtype=np.int64)
+        return cls(Ragged(flat, offsets))
+
+    @classmethod
+    def load(cls, path: Path) -> RaggedText:
+        """Map what `save` wrote."""
+        return cls(Ragged.load(path))
+
+    def save(self, path: Path) -> None:
+        """Write it as `Ragged.save` does."""
+        self.packed.save(path)
+
+    def __len__(self) -> int:
+        return len(self.packed)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        return self.packed[index].astype("<i4").tobytes().decode("utf-32-le", "surrogatepass")
+
+
 def _part(path: Path, part: str) -> Path:
     return path.with_name(f"{path.name}.{part}.npy")
 

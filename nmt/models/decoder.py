@@ -99,7 +99,8 @@ class RecurrentDecoder(nn.Module):
         """
         time, batch, _ = embedded.shape
         embedding_mask, masks = self._draw_masks(embedded, dropout)
-        known = self._contribute(embedded if feed is None else embedded[:1], embedding_mask).by_step()
+        given = time if feed is None else 1  # steps whose embeddings are known from the start
+        known = self._contribute(embedded[:given], None if embedding_mask is None else embedding_mask[:given]).by_step()
         embedding_masks = _by_step(embedding_mask, time)
         states = self._by_cell(first.split(self.units, dim=-1))
         context = first.new_zeros(batch, self.attention.context_units)

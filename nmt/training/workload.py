@@ -15,6 +15,7 @@ from nmt import registry
 from nmt.config import from_dict, to_dict
 from nmt.config.schema import RunConfig
 from nmt.data.batching import Batch, Sampler, collate
+from nmt.data.bpe_dropout import DroppedBatches
 from nmt.data.prepare import PreparedData, prepare
 from nmt.errors import UserError, did_you_mean
 from nmt.models.dropout import AddressedDropout
@@ -57,6 +58,7 @@ class TranslationWorkload:
         self._faults = Faults(config.faults)
         train = self.prepared.train
         self.sampler = Sampler(train.source_lengths, train.target_lengths, batch, config.seed)
+        self._dropped = DroppedBatches(config, self.prepared, self.sampler) if config.tokenizer.dropout else None
 
     def build_model(self) -> Seq2Seq:
         """The model with its first parameters, drawn from the run's seed."""
@@ -69,14 +71,17 @@ class TranslationWorkload:
 
     def slot_tokens(self, index: int) -> Sequence[int]:
         """Target tokens of each slot of step `index`."""
-        return self.sampler.slot_tokens(index)
+        return (self._dropped or self.sampler).slot_tokens(index)
 
     def slot(self, index: int, slot: int, probe: bool = False) -> TranslationSlot:
         """Slot `slot` of step `index`, built and moved to the device."""
         if slot == self.plan.micro_batches - 1:
             self._faults.reach("slot", index)
-        numbers = self.sampler.slots(index)[slot]
-        batch = collate(self.prepared.train, numbers)
+        if self._dropped is not None:
+            sentences = self._dropped.slot(index, slot)
+            batch = collate(sentences, range(len(sentences)))
+        else:
+            batch = collate(self.prepared.train, self.sampler.slots(index)[slot])
         return TranslationSlot(
             batch=Batch(*(tensor.to(self.device, non_blocking=True) for tensor in batch)),
             dropout=AddressedDropout(self.config.seed, index, slot),

@@ -12,7 +12,7 @@ from models_reference import PaddedBatch, model_config, padded_batch, random_mod
 from torch import Tensor
 
 from nmt.config import compose
-from nmt.config.schema import ScheduledSamplingConfig
+from nmt.config.schema import BridgeConfig, ResidualConfig, ScheduledSamplingConfig
 from nmt.errors import UserError
 from nmt.models.attention import Memory
 from nmt.models.dropout import NO_DROPOUT, AddressedDropout, Dropout
@@ -88,9 +88,23 @@ def test_without_probability_every_bit_is_that_of_ordinary_training(form: str) -
     assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
+PLAIN = model_config(dropout=0.3, kind="lstm")
+MEAN, DENSE = ResidualConfig(combiner="mean"), ResidualConfig(combiner="add", dense=True)
+CONFIGS = {
+    "plain": PLAIN,
+    "residual with an input transform": replace(PLAIN, decoder=replace(PLAIN.decoder, residual=MEAN)),
+    "dense residual": replace(PLAIN, decoder=replace(PLAIN.decoder, residual=DENSE)),
+    "without attention": model_config(dropout=0.3, attention="none_state"),
+    "concat input": replace(
+        PLAIN, attention=replace(PLAIN.attention, name="none_input"), bridge=BridgeConfig(name="concat_input")
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
 @FORMS
-def test_the_step_by_step_form_is_the_ordinary_one_where_nothing_is_replaced(form: str) -> None:
-    model = random_model(model_config(dropout=0.3, kind="lstm"))
+def test_the_step_by_step_form_is_the_ordinary_one_where_nothing_is_replaced(form: str, name: str) -> None:
+    model = random_model(CONFIGS[name])
     dropout = AddressedDropout(1, 2, 3)
     expected = gradients(model, loss_of(model, Slot(BATCH, None, dropout)))
     never = sampling(form, 1e-12)
