@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from nmt.cli import VERBS
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -51,7 +53,7 @@ HEAVY = ("torch", "mlflow", "ray", "pandas", "matplotlib", "scipy", "sentencepie
 
 @pytest.mark.parametrize(
     "words",
-    [["--help"]] + [[verb, "--help"] for verb in ("train", "translate", "evaluate", "sweep", "sync", "ui")],
+    [["--help"]] + [[verb, "--help"] for verb in VERBS],
     ids=" ".join,
 )
 def test_help_loads_nothing_heavy(words: list[str]) -> None:
