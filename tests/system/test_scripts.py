@@ -59,3 +59,19 @@ def test_the_benchmark_prints_a_row_with_its_floor(tmp_path: Path) -> None:
     flops, rate = float(cells["MFLOP a token"]), float(cells["product GFLOP/s"])
     assert abs(floor - rate * 1e3 / flops) < 0.05 * floor + 1e3 / flops
     assert float(cells["achieved / floor"]) > 0
+
+
+def test_the_published_tables_are_rewritten_from_the_configurations(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("Before.\n<!-- table: table2_cells -->\nstale\n<!-- end -->\nAfter.\n")
+    script = [str(SCRIPTS / "published_tables.py"), f"page={page}"]
+    stale = run(*script, "check=true")
+    assert stale.returncode == 1 and "would change" in stale.stdout
+    assert run(*script).returncode == 0
+    lines = page.read_text().splitlines()
+    assert lines[0] == "Before." and lines[-1] == "After."
+    assert lines[4] == "| LSTM | `t2_lstm` | 22.22 ± 0.08 (22.33) | 68,948,111 | 68.95 | -0.0019 |"
+    assert run(*script, "check=true").returncode == 0
+    page.write_text("<!-- table: tabel -->\n<!-- end -->\n")
+    wrong = run(*script)
+    assert wrong.returncode == 2 and "unknown sweep 'tabel'" in wrong.stderr
