@@ -40,8 +40,8 @@ def test_parameters_sum_to_the_planned_count(tmp_path: Path) -> None:
 def test_operations_by_hand(tmp_path: Path) -> None:
     """2 sentences of 4 and 6 tokens through a GRU model of 3 embedding, 2 x 5 encoder, 7 decoder and 4 attention units.
 
-    A GRU cell of u units on x inputs multiplies [x; h] with 3u columns; then come the query, v·tanh(...) over the source,
-    the context and the mix. Twice for multiplication and addition.
+    A GRU cell of u units on x inputs multiplies [x; h] with 3u columns; then come query, v·tanh(...) over the source,
+    context and mix. Twice for multiplication and addition.
     """
     e, u, d, a, c, v = 3, 5, 7, 4, 10, 30
     sentences, source, target, beam = 2, 4, 6, 2
