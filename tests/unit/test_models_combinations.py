@@ -319,6 +319,12 @@ def test_bits_do_not_depend_on_the_number_of_threads(config: ModelConfig) -> Non
         assert [name for name in results[0] if not torch.equal(results[0][name], other[name])] == []
 
 
+@pytest.mark.parametrize("config", SAMPLE, ids=lambda config: f"{config.encoder.name}-{config.attention.name}")
+def test_no_parameter_is_forgotten_at_the_start(config: ModelConfig) -> None:
+    assert all(parameter.isfinite().all() for parameter in build_model(config, *VOCAB, seed=1).parameters())
+    assert all(parameter.isnan().all() for parameter in build_model(config, *VOCAB).parameters())
+
+
 def test_a_reversed_source_is_read_backwards_and_shown_forwards() -> None:
     """Reading 'a b c EOS' reversed is reading 'EOS c b a'; weights and outputs come in the sentence's own order."""
     plain = model_config("unidirectional", "gru", "additive")

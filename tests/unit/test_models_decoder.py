@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.autograd import gradcheck
 
 from nmt.config.schema import BridgeConfig
+from nmt.errors import UserError
 from nmt.models.attention import Memory
-from nmt.models.bridge import ProjectionBridge, ZeroBridge
+from nmt.models.bridge import ConcatInputBridge, PassThroughBridge, ProjectionBridge, ZeroBridge
 from nmt.models.decoder import RecurrentDecoder
 from nmt.models.dropout import NO_DROPOUT, AddressedDropout
 
@@ -103,14 +104,30 @@ def test_gradients_with_dropout(kind: str, attention: str) -> None:
     assert gradcheck(run, inputs, fast_mode=True)
 
 
-def test_bridges() -> None:
+@pytest.mark.parametrize("activation", ["linear", "tanh"])
+def test_bridges(activation: str) -> None:
     final = torch.randn(3, 4, dtype=torch.float64)
     zero = ZeroBridge(BridgeConfig(), 4, 6)
     assert zero(final).shape == (3, 6)
     assert not zero(final).any()
-    projection = reference.randomised(ProjectionBridge(BridgeConfig(name="projection"), 4, 6).double())
-    expected = np.array([reference.affine(projection.projection, row.numpy()) for row in final])
-    np.testing.assert_allclose(projection(final).detach().numpy(), expected, rtol=0, atol=1e-13)
+    assert zero.appended(final).shape == (3, 0)
+    projection = ProjectionBridge(BridgeConfig(name="projection", activation=activation), 4, 6)
+    concat = ConcatInputBridge(BridgeConfig(name="concat_input", units=5, activation=activation), 4, 6)
+    for bridge, made in ((projection, projection.forward), (concat, concat.appended)):
+        reference.randomised(bridge.double())
+        expected = np.array([reference.affine(bridge.projection, row.numpy()) for row in final])
+        expected = np.tanh(expected) if activation == "tanh" else expected
+        np.testing.assert_allclose(made(final).detach().numpy(), expected, rtol=0, atol=1e-13)
+    assert concat(final).shape == (3, 6)
+    assert not concat(final).any()
+    assert projection.appended(final).shape == (3, 0)
+
+
+def test_a_state_that_does_not_fit_is_not_passed_through() -> None:
+    final = torch.randn(3, 4)
+    assert PassThroughBridge(BridgeConfig(name="pass_through"), 4, 4)(final) is final
+    with pytest.raises(UserError, match=r"model\.bridge\.name: the encoder's final state is 4 wide .* first one 6"):
+        PassThroughBridge(BridgeConfig(name="pass_through"), 4, 6)
 
 
 def test_the_first_state_fills_layers_and_parts_in_order() -> None:

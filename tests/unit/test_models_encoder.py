@@ -18,7 +18,7 @@ from nmt.config.schema import CellConfig, EncoderConfig
 from nmt.models.dropout import NO_DROPOUT, AddressedDropout
 from nmt.models.encoder import BidirectionalEncoder, RecurrentStack, reorder, reversal
 
-NAMES, KINDS = ["unidirectional", "bidirectional"], ["gru", "lstm"]
+NAMES, KINDS = ["unidirectional", "bidirectional", "stacked_bidirectional"], ["gru", "lstm", "vanilla"]
 LENGTHS = [4, 1, 6]
 
 
@@ -124,13 +124,25 @@ def test_every_mask_has_a_name_of_its_own() -> None:
             seen.append(name)
             return x
 
-    make("bidirectional", "gru", layers=3)(embeddings(), torch.tensor(LENGTHS), Recorder())
-    assert len(seen) == len(set(seen)) == 2 * 3 * 2
+    for name in ("bidirectional", "stacked_bidirectional"):
+        seen.clear()
+        make(name, "gru", layers=3)(embeddings(), torch.tensor(LENGTHS), Recorder())
+        assert len(seen) == len(set(seen)) == 2 * 3 * 2
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_gradients(kind: str) -> None:
-    encoder = make("bidirectional", kind, layers=1)
+def test_layers_that_are_joined_see_both_sides_from_the_second_one_on() -> None:
+    """The last word reaches the first output of a forward cell of layer 2, but not where each way is a stack."""
+    for name, reaches in (("bidirectional", False), ("stacked_bidirectional", True)):
+        encoder, x = make(name, "gru", layers=2), embeddings().requires_grad_()
+        outputs, _, _ = encoder(x, torch.tensor(LENGTHS), NO_DROPOUT)
+        outputs[0, 2, :4].sum().backward()
+        assert x.grad is not None
+        assert bool(x.grad[5, 2].any()) is reaches
+
+
+@pytest.mark.parametrize(("name", "kind", "layers"), [*product(["bidirectional"], KINDS, [1]), (NAMES[2], "gru", 2)])
+def test_gradients(name: str, kind: str, layers: int) -> None:
+    encoder = make(name, kind, layers)
     x = embeddings()[:4, :2].clone().requires_grad_()
     lengths = torch.tensor([4, 2])
     assert gradcheck(lambda x, *_: encoder(x, lengths, NO_DROPOUT)[:2], (x, *encoder.parameters()), fast_mode=True)
