@@ -116,7 +116,7 @@ class Record:
         arrays = tokens.masked_fill(empty, EOS), parents.masked_fill(empty, 0), scores, log_probabilities
         live = torch.zeros((len(self.chosen), self.rows), dtype=torch.bool, device=path.device)
         for row, chosen in zip(live, self.chosen, strict=True):
-            row[chosen.rows] = chosen.live
+            row.index_copy_(0, chosen.rows, chosen.live)
         counts = (1 + live.sum(dim=0)).tolist()
         last, path = outputs.steps.cpu(), path.cpu()
         traces: list[SearchTrace] = []
@@ -133,5 +133,5 @@ class Record:
         first: Tensor = getattr(self.chosen[0].step, name)
         table = first.new_full((len(self.chosen), self.rows, first.shape[1]), nothing)
         for row, chosen in zip(table, self.chosen, strict=True):
-            row[chosen.rows] = getattr(chosen.step, name)
+            row.index_copy_(0, chosen.rows, getattr(chosen.step, name))
         return table

@@ -29,6 +29,8 @@ from nmt.search.rows import Rowwise
 from nmt.search.scores import LengthPenalty
 from nmt.search.trace import Trace
 
+ONE = 2**52  # probability 1 in whole numbers; a token below 2^-53 is never drawn
+
 
 @dataclass(frozen=True)
 class Samples(Rowwise):
@@ -135,15 +137,16 @@ def draw(log_probabilities: Tensor, uniform: Tensor, search: SearchConfig) -> Te
     if search.top_p < 1.0:
         values, order = values.sort(dim=-1, descending=True, stable=True)
         tokens = order if tokens is None else tokens.gather(-1, order)
-    weights = values.log_softmax(dim=-1).exp()
+    # Whole numbers add up in any order, and CUDA has no deterministic cumulative sum of others.
+    weights = (values.log_softmax(dim=-1).exp() * ONE).round().long()
     cumulative = weights.cumsum(dim=-1)
     if search.top_p < 1.0:
         # A token stays if those before it have not reached top_p, so the first one always does.
-        weights = weights.masked_fill(cumulative - weights >= search.top_p, 0.0)
+        weights = weights.masked_fill(cumulative - weights >= int(search.top_p * ONE), 0)
         cumulative = weights.cumsum(dim=-1)
     total = cumulative[..., -1]
-    below = torch.nextafter(total, torch.zeros_like(total))  # rounding may not lead beyond the last token
-    places = torch.searchsorted(cumulative, torch.minimum(uniform * total, below).unsqueeze(-1), right=True)
+    aims = torch.minimum((uniform * total).long(), total - 1)
+    places = torch.searchsorted(cumulative, aims.unsqueeze(-1), right=True)
     places = places.clamp(max=cumulative.shape[-1] - 1)  # of a model that computes no numbers
     return (places if tokens is None else tokens.gather(2, places)).squeeze(2)
 
