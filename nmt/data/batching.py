@@ -150,11 +150,14 @@ class Batch(NamedTuple):
     target_lengths: torch.Tensor
 
 
-def collate(encoded: EncodedText, numbers: Sequence[int] | np.ndarray) -> Batch:
-    """The sentences `numbers` of `encoded` as one batch, in that order. No sentences give tensors of zero rows."""
+def collate(encoded: EncodedText, numbers: Sequence[int] | np.ndarray, source_time: int = 1) -> Batch:
+    """The sentences `numbers` of `encoded` as one batch, in that order. No sentences give tensors of zero rows.
+
+    Each side is as long as its longest sentence; the source has `source_time` positions at least.
+    """
     import torch
 
-    source, source_lengths = _padded([encoded.source[int(i)] for i in numbers])
+    source, source_lengths = _padded([encoded.source[int(i)] for i in numbers], source_time)
     target, target_lengths = _padded([encoded.target[int(i)] for i in numbers])
     target_input = np.empty_like(target)
     target_input[:, 0] = SOS
@@ -207,10 +210,10 @@ def _cut_by_tokens(lengths: np.ndarray, pools: np.ndarray, size: int) -> np.ndar
     return np.array(starts, dtype=np.int64)
 
 
-def _padded(sentences: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """[batch, time] int64 with an EOS behind each sentence and in the padding, and [batch] lengths with that EOS."""
+def _padded(sentences: list[np.ndarray], time: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """[batch, `time` or more] with EOS behind each sentence and in the padding, and [batch] lengths with that EOS."""
     lengths = np.array([len(sentence) + 1 for sentence in sentences], dtype=np.int64)
-    rows = np.full((len(sentences), int(lengths.max(initial=1))), EOS, dtype=np.int64)
+    rows = np.full((len(sentences), int(lengths.max(initial=time))), EOS, dtype=np.int64)
     if sentences:
         rows[np.arange(rows.shape[1]) < lengths[:, None] - 1] = np.concatenate(sentences)
     return rows, lengths

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from distributed.strategy import BatchPlan, OptimizerSpec, Stage, WorkloadSpec
@@ -16,7 +17,7 @@ from nmt.config import from_dict, to_dict
 from nmt.config.schema import RunConfig
 from nmt.data.batching import Batch, Sampler, collate
 from nmt.data.bpe_dropout import DroppedBatches
-from nmt.data.prepare import PreparedData, prepare
+from nmt.data.prepare import EncodedText, PreparedData, prepare
 from nmt.errors import UserError, did_you_mean
 from nmt.models.dropout import AddressedDropout
 from nmt.models.scheduled_sampling import ScheduledSampling, probability_at
@@ -77,11 +78,7 @@ class TranslationWorkload:
         """Slot `slot` of step `index`, built and moved to the device."""
         if slot == self.plan.micro_batches - 1:
             self._faults.reach("slot", index)
-        if self._dropped is not None:
-            sentences = self._dropped.slot(index, slot)
-            batch = collate(sentences, range(len(sentences)))
-        else:
-            batch = collate(self.prepared.train, self.sampler.slots(index)[slot])
+        batch = collate(*self._sentences(index, slot), self._source_time(index))
         return TranslationSlot(
             batch=Batch(*(tensor.to(self.device, non_blocking=True) for tensor in batch)),
             dropout=AddressedDropout(self.config.seed, index, slot),
@@ -94,6 +91,23 @@ class TranslationWorkload:
     def learning_rate(self, index: int) -> float:
         """Scheduled rate of step `index`."""
         return learning_rate(self.config.optimizer, self.config.schedule, index)
+
+    def _sentences(self, index: int, slot: int) -> tuple[EncodedText, Sequence[int] | np.ndarray]:
+        """A text, and the numbers of those of its sentences that are the slot's."""
+        if self._dropped is not None:
+            sentences = self._dropped.slot(index, slot)
+            return sentences, range(len(sentences))
+        return self.prepared.train, self.sampler.slots(index)[slot]
+
+    def _source_time(self, index: int) -> int:
+        """Source positions that the slots of a step have at least.
+
+        Where attention sees padding, the padding has to be that of the whole step, however it is cut into slots.
+        """
+        if self.config.model.attention.masked:
+            return 1
+        slots = [self._sentences(index, slot) for slot in range(self.plan.micro_batches)]
+        return 1 + max(len(text.source[int(number)]) for text, numbers in slots for number in numbers)
 
     def _sampling(self, index: int, slot: int) -> ScheduledSampling | None:
         config = self.config.training.scheduled_sampling
