@@ -1,4 +1,4 @@
-"""Attention without a mask (`model.attention.masked=false`): padding counts, so it must not depend on the cut of work."""
+"""Attention without a mask (`model.attention.masked=false`): padding counts, so the cut of work must not."""
 
 from __future__ import annotations
 
