@@ -24,6 +24,7 @@ from nmt.data.vocabulary import EOS, SOS
 from nmt.errors import UserError
 from nmt.models.dropout import NO_DROPOUT, AddressedDropout
 from nmt.models.dropout import Dropout as DropoutProtocol
+from nmt.models.multi_head import attend
 from nmt.models.parameters import planned_parameters
 from nmt.models.seq2seq import Encoded, Seq2Seq, build_model
 from nmt.models.transformer import LayerNorm
@@ -290,6 +291,22 @@ def test_bits_do_not_depend_on_the_number_of_threads() -> None:
         torch.set_num_threads(1)
     assert torch.equal(results[0][0], results[1][0])
     assert [name for name in results[0][1] if not torch.equal(results[0][1][name], results[1][1][name])] == []
+
+
+@pytest.mark.parametrize("time", [24, 40])
+def test_gradients_of_attention_have_the_same_bits_for_any_number_of_threads(time: int) -> None:
+    """`torch.softmax`, for one, splits its gradient among threads in a way that shows."""
+    found = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        torch.manual_seed(time)
+        query, keys, values = (torch.randn(64, 4, n, 8, requires_grad=True) for n in (5, time, time))
+        context, _ = attend(query, keys, values, None, "", 0.0, NO_DROPOUT)
+        context.backward(torch.randn_like(context))
+        found.append((context.detach(), query.grad, keys.grad, values.grad))
+    torch.set_num_threads(1)
+    for other in found[1:]:
+        assert all(torch.equal(one, two) for one, two in zip(found[0], other, strict=True))
 
 
 def test_layer_norm_normalises_and_starts_as_nothing_more() -> None:
