@@ -74,10 +74,7 @@ def main(argv: Sequence[str]) -> int:
         epilog=_EXAMPLES,
         rest=True,
     )
-    for key, ending in (("beams", ".npz"), ("tree", ".html")):
-        name = getattr(options, key)
-        if name and not name.endswith(ending):
-            raise UserError(f"is not the name of a {ending} file", where=f"{key}={name}")
+    _check(options)
     from nmt.config import load_run_config
     from nmt.evaluation.models import find_checkpoints, run_of
 
@@ -85,6 +82,8 @@ def main(argv: Sequence[str]) -> int:
     store, run_id = run_of(checkpoints[0])
     directory = store.directory(run_id)
     config = _override(load_run_config(directory / "config.yaml"), options, words)
+    if options.attention and config.model.attention.name.startswith("none_"):
+        raise UserError(f"attention '{config.model.attention.name}' has no weights", where="attention")
     config = placed(config, directory, options.device, options.threads)
     with contextlib.ExitStack() as stack:
         source = stack.enter_context(reading(options.input, "input"))
@@ -94,6 +93,15 @@ def main(argv: Sequence[str]) -> int:
         write = stack.enter_context(writing(options.output))
         _translate(options, config, checkpoints, lines(source, options.input), prefixes, write, source.isatty())
     return 0
+
+
+def _check(options: TranslateOptions) -> None:
+    for key, ending in (("beams", ".npz"), ("tree", ".html")):
+        name = getattr(options, key)
+        if name and not name.endswith(ending):
+            raise UserError(f"is not the name of a {ending} file", where=f"{key}={name}")
+    if options.prefix == options.input == STREAM:
+        raise UserError("only one file can come from standard input", where="prefix=-")
 
 
 def _translate(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import io
 import json
 import subprocess
 import sys
@@ -12,58 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from nmt.cli import main
-from nmt.config import compose
-from nmt.config.schema import RunConfig
-
 Command = Callable[..., tuple[int, str, str]]  # words and stdin to exit code, stdout and stderr
 
 TEXT = "w01 w02 w03\n\nw05 w04\r\n   \nw07"
-
-
-@pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
-    runs = tmp_path_factory.mktemp("translate") / "runs"
-    return compose(
-        [
-            "data=toy_reverse",
-            "scale=smoke",
-            "tokenizer.vocab_size=24",
-            "search=greedy",
-            "search.max_length=12",
-            "validation.search.max_length=12",
-            "threads=1",
-            "device=cpu",
-            "tracking=none",
-            f"paths.runs={runs}",
-        ]
-    )
-
-
-@pytest.fixture(scope="module")
-def run_id(config: RunConfig) -> str:
-    from nmt.train import train
-
-    outcome = train(config)
-    assert outcome.state == "finished"
-    return outcome.run_id
-
-
-@pytest.fixture
-def runs(config: RunConfig, run_id: str, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("NMT_RUNS", config.paths.runs)
-    return Path(config.paths.runs)
-
-
-@pytest.fixture
-def nmt(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
-    def call(*words: str, stdin: bytes = b"") -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
-        code = main(list(words))
-        shown = capfd.readouterr()
-        return code, shown.out, shown.err
-
-    return call
 
 
 def test_lines_keep_their_order_and_empty_ones_stay_empty(nmt: Command, runs: Path, run_id: str) -> None:
