@@ -47,7 +47,7 @@ STATUS = {
 OVER = ("KILLED", "FAILED", "FINISHED")
 WATCHED = ("config.yaml", "env.json", "status.json", "metrics.jsonl", "result.json", "decodes")
 COPIED = ("config.yaml", "env.json", "metrics.jsonl", "result.json")
-AVERAGED = ("train/loss", "val/decode/", "val/teacher_forced/")
+AVERAGED = ("train/loss", "train/teacher_forced/", "val/decode/", "val/teacher_forced/", "probe/")
 LONGEST_NOTE = 5000  # characters of an experiment's tag
 
 

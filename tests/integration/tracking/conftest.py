@@ -78,6 +78,13 @@ class Runs:
         }
         self.store.append_line(name, "metrics.jsonl", json.dumps(record))
 
+    def probe(self, name: str, steps: range) -> None:
+        """Lines of kind `probe`."""
+        for step in steps:
+            norms = {"probe/gradient/all": step / 10, "probe/state_gradient/decoder.0": 1 / step}
+            record = {"kind": "probe", "step": step, "seconds": step * 0.01, **norms}
+            self.store.append_line(name, "metrics.jsonl", json.dumps(record))
+
     def finish(self, config: RunConfig, bleu: float, state: str = "finished", steps: int = 100) -> None:
         name = run_id(config)
         best = {"val/decode/bleu": bleu + 1, "val/teacher_forced/log_perplexity": 1.5}

@@ -77,6 +77,23 @@ def test_polls_append_what_is_new_and_nothing_twice(runs, view) -> None:
     tracker.close()
 
 
+def test_probes_are_curves_of_their_own_beside_evaluations_of_the_same_step(runs, view) -> None:
+    configs = [runs.config("probed", seed) for seed in (1, 2)]
+    names = [runs.begin(config) for config in configs]
+    tracker = runs.tracker(runs.group(configs[0]))
+    for steps in (range(10, 31, 10), range(40, 51, 10)):
+        for name in names:
+            runs.train(name, steps)
+            runs.probe(name, steps)
+            runs.evaluate(name, steps[-1], 20.0)
+        tracker.poll()
+    tracker.close()
+    found = view()
+    for run in (*found.children().values(), found.parents()["probed"]):
+        assert found.curve(run, "probe/gradient/all") == [(step, step / 10) for step in range(10, 51, 10)]
+        assert found.curve(run, "probe/state_gradient/decoder.0")[-1] == (50, 1 / 50)
+
+
 def test_more_points_than_fit_a_request(runs, view) -> None:
     config = runs.config("additive")
     name = runs.whole(config, 30.0, steps=4000)
