@@ -10,6 +10,8 @@ import non_recurrent_reference as slow
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 from torch.autograd import gradcheck
 
@@ -73,6 +75,39 @@ def test_every_sentence_is_read_as_if_alone(name: str, options: dict[str, Any], 
             np.testing.assert_allclose(found.detach().numpy(), expected, rtol=0, atol=1e-12)
         assert not encoded.outputs[length:, row].any()
         assert not values[length:, row].any()
+
+
+SIZES = st.integers(1, 5)
+POSITIONS = st.fixed_dictionaries(
+    {
+        "positions": st.sampled_from(["memn2n", "sinusoidal", "learned", "none"]),
+        "combiner": st.sampled_from(["add", "multiply"]),
+        "num_positions": st.integers(1, 8),
+    }
+)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.data(), st.sampled_from(["convolutional", "pooling", "transformer"]))
+def test_any_encoder_reads_any_sentence_as_if_alone(data: st.DataObject, name: str) -> None:
+    width, layers = data.draw(SIZES), data.draw(st.integers(1, 3))
+    if name == "transformer":
+        options = {"heads": data.draw(st.sampled_from([1, 2, 4])), "feed_forward": data.draw(SIZES)}
+    else:
+        keys = (
+            ["pool_size"] if name == "pooling" else ["kernel_size", "value_units", "value_layers", "value_kernel_size"]
+        )
+        options = data.draw(POSITIONS) | {key: data.draw(SIZES) for key in keys}
+    lengths = data.draw(st.lists(st.integers(1, 7), min_size=1, max_size=3))
+    encoder = make(name, options, layers, width)
+    x = torch.randn(max(lengths) + 1, len(lengths), width, dtype=torch.float64)
+    encoded = encoder(x, torch.tensor(lengths), NO_DROPOUT)
+    for row, length in enumerate(lengths):
+        outputs, values, final = slow.encode(encoder, list(x[:length, row].numpy()))
+        np.testing.assert_allclose(encoded.outputs[:length, row].detach().numpy(), outputs, rtol=0, atol=1e-12)
+        np.testing.assert_allclose(encoded.final_state[row].detach().numpy(), final, rtol=0, atol=1e-12)
+        if encoded.values is not None:
+            np.testing.assert_allclose(encoded.values[:length, row].detach().numpy(), values, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize(("name", "options"), SMALL)
