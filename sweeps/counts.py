@@ -90,7 +90,9 @@ def check_counts(counts: Sequence[RowCount | None]) -> str:
     line = (
         f"parameters at published size: {agree} of {len(published)} rows within {TOLERANCE_M}M of the published figure"
     )
+    excused: dict[str, list[str]] = {}
     for count in published:
         if not count.agrees:
-            line += f"; {count.label} has {count.parameters:,} where {count.published_M:.2f}M is printed ({count.note})"
-    return line
+            said = f"{count.parameters:,} where {count.published_M:.2f}M is printed ({count.note})"
+            excused.setdefault(said, []).append(count.label)
+    return "; ".join([line, *(f"{' and '.join(labels)}: {said}" for said, labels in excused.items())])

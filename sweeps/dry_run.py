@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
+from sweeps.conditions import shared_differences
 from sweeps.counts import check_counts, count_rows
 from sweeps.plan import SweepPlan
 from sweeps.table import NOTHING
@@ -47,9 +48,8 @@ def show_plan(plan: SweepPlan, console: Console) -> None:
     for line in (check_counts(counts), left_out(plan)):
         if line:
             _say(console, line)
-    for differs in dict.fromkeys(row.differs for row in plan.rows if row.differs):
-        labels = ", ".join(row.label for row in plan.rows if row.differs == differs)
-        _say(console, f"other conditions than published ({labels}): {'; '.join(differs)}")
+    for line in _conditions(plan):
+        _say(console, line)
     items = plan.work_items()
     runs = {run.run_id for run in plan.runs}
     executor = plan.config.executor.name
@@ -62,6 +62,19 @@ def left_out(plan: SweepPlan) -> str:
         return ""
     rows = "; ".join(f"{row.label} (needs test set {row.test})" for row in plan.left_out)
     return f"left out with data={plan.config.data.name}: {rows}"
+
+
+def _conditions(plan: SweepPlan) -> list[str]:
+    """In what the rows differ from their publication: what all of them do, then what some do besides."""
+    published = [row for row in plan.rows if row.spec.published]
+    shared = shared_differences([row.differs for row in published])
+    lines = [f"not as published: {'; '.join(shared)}"] if shared else []
+    besides: dict[str, list[str]] = {}
+    for row in published:
+        rest = "; ".join(difference for difference in row.differs if difference not in shared)
+        if rest:
+            besides.setdefault(rest, []).append(row.label)
+    return lines + [f"{', '.join(labels)} besides: {rest}" for rest, labels in besides.items()]
 
 
 def _say(console: Console, text: str) -> None:

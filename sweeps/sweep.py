@@ -86,11 +86,12 @@ def run_sweep(plan: SweepPlan, console: Console, name: str) -> int:
     """Run what is missing, then report; returns 0 with all replicates there, 1 with some failed, 75 interrupted."""
     interrupted = False
     items = plan.work_items()
+    before_launch = _before_launch(plan) if items else []
     _log_to(console)
     executor = registry.lookup("executor", plan.config.executor.name, "executor.name")(plan.config.executor, plan.store)
     _say(console, f"{plan.name}: {plan.spec.title}")
     _say(console, _intention(plan, len(items)))
-    for line in _before_launch(plan) if items else ():
+    for line in before_launch:
         _say(console, line)
     tracker = open_tracker(plan)
     try:

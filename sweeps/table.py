@@ -182,7 +182,7 @@ def _notes(plan: SweepPlan, results: Sequence[RowResult], metric: str) -> list[s
         if any(row.published and row.published.std is not None for row in results):
             notes.append("sd over n instead of n - 1, in case that was published: ours times sqrt((n - 1) / n)")
     if plan.spec.systems:
-        notes.append(f"other systems: {'; '.join(f'{system.label} {system.source}' for system in plan.spec.systems)}")
+        notes.append(f"other systems: {'; '.join(f'{system.label}: {system.source}' for system in plan.spec.systems)}")
     if any(row.log_perplexity for row in results):
         notes.append("log-ppl: teacher-forced, nats per target token of the validation split, at the chosen checkpoint")
     if any(row.convergence_seconds for row in results):

@@ -160,6 +160,14 @@ def _data(config: RunConfig) -> None:
                     where=f"data.{split}",
                     hint="give one or more pairs of parallel files",
                 )
+        for name, files in data.tests.items():
+            source, target = files.get("source", []), files.get("target", [])
+            if set(files) - {"source", "target"} or not source or len(source) != len(target):
+                raise UserError(
+                    "is no set of parallel files",
+                    where=f"data.tests.{name}",
+                    hint="write {source: [test.en], target: [test.de]}",
+                )
 
 
 def _tokenizer(config: RunConfig) -> None:
@@ -172,6 +180,19 @@ def _tokenizer(config: RunConfig) -> None:
         )
     if config.tokenizer.name == "bpe_merges" and config.tokenizer.merges < 1:
         raise UserError("must be at least 1 with tokenizer bpe_merges", where="tokenizer.merges")
+    for side in ("source_vocabulary", "target_vocabulary"):
+        if getattr(config.tokenizer, side) and config.tokenizer.name not in ("whitespace", "character"):
+            raise UserError(
+                f"tokenizer '{config.tokenizer.name}' learns its pieces, and a list of words cannot tell it where to cut",
+                where=f"tokenizer.{side}",
+                hint="tokenizer=whitespace or tokenizer=character",
+            )
+    if config.tokenizer.target_vocabulary and config.tokenizer.joint:
+        raise UserError(
+            "one vocabulary serves both sides with tokenizer.joint=true",
+            where="tokenizer.target_vocabulary",
+            hint="give tokenizer.source_vocabulary alone, or tokenizer.joint=false",
+        )
 
 
 def _scheduled_sampling(config: RunConfig) -> None:

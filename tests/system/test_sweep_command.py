@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from nmt.errors import UserError
 from nmt.runs import LocalRunStore
 from sweeps.sweep import main
 
@@ -70,7 +71,20 @@ def test_a_dry_run_shows_the_plan_and_starts_nothing(capsys: pytest.CaptureFixtu
     out = capsys.readouterr().out
     assert out.count(" queued ") == out.count(" train ") == 4
     assert "4 runs, 4 to do" in out
-    assert "other conditions than published (Add-512, None-State): scale=local" in out
+    assert "parameters at published size: 2 of 2 rows within 0.005M of the published figure" in out
+    assert "66,325,135 │       66.33" in out
+    assert "not as published: scale=local (sizes divided by 4)" in out
+    assert not isolated_runs.exists()
+
+
+def test_a_row_that_is_not_the_published_model_starts_nothing(
+    tmp_path: Path, tiny: str, isolated_runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wrong = tmp_path / "wrong.yaml"
+    wrong.write_text(TINY.replace("{mean: 22.47}", "{mean: 22.47, params_M: 66.32}"), encoding="utf-8")
+    with pytest.raises(UserError, match=r"row 'additive': 66,325,135 parameters .* 66.32M were published"):
+        main([f"sweep={wrong}", "executor=inline"])
+    assert capsys.readouterr().out == ""
     assert not isolated_runs.exists()
 
 

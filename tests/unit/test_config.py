@@ -71,6 +71,7 @@ MISTAKES: list[tuple[list[str], list[str]]] = [
     (["validation.every_steps=0"], ["validation.every_steps"]),
     (["search.beam=2", "search.n_best=3"], ["search.n_best", "search.beam"]),
     (["schedule=warmup", "schedule.warmup_steps=0"], ["schedule.warmup_steps"]),
+    (["data=files", "data.tests.extra={source: [a.en]}"], ["data.tests.extra", "parallel files"]),
 ]
 
 
@@ -116,11 +117,12 @@ def test_placement_and_decoding_are_no_part_of_training_identity() -> None:
         assert train_id(compose([override])) != base, override
 
 
-def test_every_key_of_role_train_changes_the_identity() -> None:
+def test_every_key_of_role_train_changes_the_identity(tmp_path: Path) -> None:
     """Mutate each training key in turn: none may slip out of the hash."""
     config = compose([])
     base = train_id(config)
     seen = 0
+    (tmp_path / "words").write_text("x\n")  # of a key that names a file the content counts
 
     def mutate(value: Any) -> Any:
         if isinstance(value, bool):
@@ -141,7 +143,8 @@ def test_every_key_of_role_train_changes_the_identity() -> None:
                 walk(value, lambda inner, f=field: rebuild(dataclasses.replace(section_, **{f.name: inner})))
             else:
                 seen += 1
-                changed = rebuild(dataclasses.replace(section_, **{field.name: mutate(value)}))
+                other = str(tmp_path / "words") if field.metadata.get("file") else mutate(value)
+                changed = rebuild(dataclasses.replace(section_, **{field.name: other}))
                 assert train_id(changed) != base, field.name
 
     walk(config, lambda changed: changed)

@@ -122,7 +122,7 @@ def test_the_counts_agree_with_the_printed_figures(table: str) -> None:
     line = check_counts(counts)
     if table == "table3_depth":
         assert line.startswith("parameters at published size: 11 of 13 rows within 0.005M")
-        assert "Dec-8-ResD has 74,985,103 where 75.77M is printed (" in line
+        assert "; Dec-8-Res and Dec-8-ResD: 74,985,103 where 75.77M is printed (" in line
     else:
         assert line.endswith(f"{len(counts)} of {len(counts)} rows within 0.005M of the published figure")
 
@@ -132,7 +132,7 @@ def test_a_count_that_disagrees_stops_the_sweep_unless_a_note_says_why() -> None
     with pytest.raises(UserError, match=r"row 'A': 68,948,111 parameters at published size, and 66.32M were published"):
         check_counts(count_rows([row]))
     noted = RowSpec(label="A", experiment="t2_lstm", published=Published(params_M=66.32, params_note="a misprint"))
-    assert "A has 68,948,111 where 66.32M is printed (a misprint)" in check_counts(count_rows([noted]))
+    assert "; A: 68,948,111 where 66.32M is printed (a misprint)" in check_counts(count_rows([noted]))
     assert check_counts(count_rows([RowSpec(label="A")])) == ""  # nothing was published
 
 

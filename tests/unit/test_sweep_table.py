@@ -94,7 +94,7 @@ def test_other_systems_follow_the_rows(plan: SweepPlan) -> None:
         ("X, newstest2014", "19.34", "–"),
     ]
     assert f"{rows[4]['marks']}: hearsay" in table.legend
-    assert "other systems: BPE-Char Chung 2016; X a paper" in table.notes
+    assert "other systems: BPE-Char: Chung 2016; X: a paper" in table.notes
 
 
 def test_columns_without_content_are_left_out() -> None:
