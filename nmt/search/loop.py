@@ -67,7 +67,7 @@ def run(
         if constraints is not None:
             constraints.apply(log_probabilities, length)
         hypotheses, step = hypotheses.advance(log_probabilities, weights, length)
-        del logits, log_probabilities  # the largest tensors: the next step's take their place in memory
+        del log_probabilities  # as large as the logits: the next step's take its place in memory
         live = hypotheses.live()
         record.add(present, step, weights if attention else None, live)
         count = int(live.sum())
