@@ -178,9 +178,8 @@ class DroppedBatches:
     """The slots of each step, with the training text segmented anew in each epoch.
 
     Which sentences share a batch is decided by their lengths without dropout; what counts as a slot's tokens is their
-    number with it. The target side of one step is kept, because a step's loss is divided by all its target tokens and
-    that number is needed with the first slot: so every process segments the targets of all slots, and the sources of
-    its own.
+    number with it. A step's loss is divided by all its target tokens, and that number is needed with the first slot: so
+    every process segments the targets of all slots, and the sources of its own. What it segmented it keeps for the step.
     """
 
     def __init__(self, config: RunConfig, prepared: PreparedData, sampler: Sampler):
@@ -193,24 +192,28 @@ class DroppedBatches:
         }
         self._sampler, self._seed, self._p = sampler, config.seed, config.tokenizer.dropout
         self._longest = config.data.max_length if config.data.overlong == "truncate" else None
-        self._targets: tuple[int, list[list[np.ndarray]]] = (0, [])
+        self._step = 0
+        self._kept: dict[tuple[str, int], list[np.ndarray]] = {}
 
     def slot_tokens(self, step: int) -> list[int]:
         """Target tokens, each sentence's EOS included, of each slot of `step`."""
-        return [sum(len(sentence) + 1 for sentence in slot) for slot in self._targets_of(step)]
+        slots = range(len(self._sampler.slots(step)))
+        return [sum(len(sentence) + 1 for sentence in self._sentences("target", step, slot)) for slot in slots]
 
     def slot(self, step: int, slot: int) -> EncodedText:
         """The sentences of a slot, in the sampler's order."""
-        numbers = self._sampler.slots(step)[slot]
-        return EncodedText(self._segmented("source", step, numbers), self._targets_of(step)[slot])
+        return EncodedText(self._sentences("source", step, slot), self._sentences("target", step, slot))
 
-    def _targets_of(self, step: int) -> list[list[np.ndarray]]:
-        if self._targets[0] != step:
-            self._targets = step, [self._segmented("target", step, slot) for slot in self._sampler.slots(step)]
-        return self._targets[1]
+    def _sentences(self, side: str, step: int, slot: int) -> list[np.ndarray]:
+        if step != self._step:
+            self._step, self._kept = step, {}
+        if (side, slot) not in self._kept:
+            epoch, numbers = self._sampler.epoch(step), self._sampler.slots(step)[slot]
+            self._kept[side, slot] = self._segmented(side, epoch, numbers)
+        return self._kept[side, slot]
 
-    def _segmented(self, side: str, step: int, numbers: np.ndarray) -> list[np.ndarray]:
-        encode, texts, epoch = self._encoders[side], self._texts[side], self._sampler.epoch(step)
+    def _segmented(self, side: str, epoch: int, numbers: np.ndarray) -> list[np.ndarray]:
+        encode, texts = self._encoders[side], self._texts[side]
         found = []
         for number in numbers.tolist():
             rows = encode(texts[number], Draws(f"bpe_dropout/{self._seed}/{epoch}/{number}/{side}", self._p))

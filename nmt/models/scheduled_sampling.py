@@ -13,10 +13,12 @@ Which inputs are replaced and what is drawn are functions of (seed, step, slot) 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from nmt.config.schema import ScheduledSamplingConfig
 from nmt.models.initialisation import stream
@@ -61,12 +63,39 @@ class ScheduledSampling:
         if self.form == "output":
             return logits.log_softmax(dim=-1).exp() @ table
         with torch.no_grad():
-            cumulative = logits.double().log_softmax(dim=-1).exp().cumsum(dim=-1)
-            target = point.unsqueeze(-1) * cumulative[:, -1:]
-            tokens = torch.searchsorted(cumulative, target, right=True).squeeze(-1)
-        return torch.nn.functional.embedding(tokens, table)
+            tokens = draw(logits.double().log_softmax(dim=-1).exp(), point)
+        return F.embedding(tokens, table)
 
     def _uniform(self, name: str, time: int, batch: int, device: torch.device) -> Tensor:
-        # In float32 the largest number is 1 - 2^-24, so no draw falls behind the last token.
+        # In float32 the largest number is 1 - 2^-24, so rounding lets no draw fall behind the last token.
         generator = stream(f"{self.seed}/{self.step}/{self.slot}/scheduled_sampling.{name}", device)
         return torch.rand((time, batch), generator=generator, device=device, dtype=torch.float32)
+
+
+def draw(probabilities: Tensor, point: Tensor) -> Tensor:
+    """The token on which each point of [0, 1) falls when tokens are laid side by side by their probabilities.
+
+    First the block of about √V tokens, then the token in it: `torch.cumsum` over the whole vocabulary would do, but not
+    under CUDA's deterministic algorithms.
+
+    Parameters
+    ----------
+    probabilities: [batch, V], float64.
+    point: [batch], float64.
+    """
+    vocabulary = probabilities.shape[1]
+    width = math.isqrt(vocabulary - 1) + 1
+    blocks = F.pad(probabilities, (0, -vocabulary % width)).unflatten(1, (-1, width))
+    sums = blocks.sum(dim=-1)
+    ends = _running_sum(sums)
+    target = (point * ends[:, -1]).unsqueeze(1)
+    block = (ends <= target).sum(dim=1, keepdim=True)
+    start = (ends - sums).gather(1, block)
+    inside = blocks.gather(1, block.unsqueeze(-1).expand(-1, 1, width)).squeeze(1)
+    token = (start + _running_sum(inside) <= target).sum(dim=1)
+    return (block.squeeze(1) * width + token.clamp(max=width - 1)).clamp(max=vocabulary - 1)
+
+
+def _running_sum(x: Tensor) -> Tensor:
+    """Sums of the first elements of each row, up to each: [batch, n]."""
+    return x @ x.new_ones(x.shape[1], x.shape[1]).triu()

@@ -16,7 +16,7 @@ from nmt.config.schema import BridgeConfig, ResidualConfig, ScheduledSamplingCon
 from nmt.errors import UserError
 from nmt.models.attention import Memory
 from nmt.models.dropout import NO_DROPOUT, AddressedDropout, Dropout
-from nmt.models.scheduled_sampling import ScheduledSampling, probability_at
+from nmt.models.scheduled_sampling import ScheduledSampling, draw, probability_at
 from nmt.models.seq2seq import Seq2Seq
 from nmt.models.watch import GradientWatch
 
@@ -168,6 +168,20 @@ def test_gradients_are_those_of_finite_differences(form: str) -> None:
             for name, parameter in model.named_parameters():
                 parameter.sub_(direction[name], alpha=sign * width)
     assert slope.item() == pytest.approx(((values[0] - values[1]) / (2 * width)).item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("vocabulary", [1, 2, 9, 10, 37, 1000])
+def test_draws_fall_where_probabilities_laid_side_by_side_say(vocabulary: int) -> None:
+    generator = torch.Generator().manual_seed(vocabulary)
+    probabilities = torch.rand((2000, vocabulary), generator=generator, dtype=torch.float64)
+    probabilities[probabilities < 0.3] = 0.0
+    probabilities[:, vocabulary // 2] += 0.1
+    points = torch.rand(2000, generator=generator).double()
+    found = draw(probabilities, points).tolist()
+    for row, (token, point) in enumerate(zip(found, points.tolist(), strict=True)):
+        ends = np.cumsum(probabilities[row].numpy())
+        assert token == np.searchsorted(ends, point * ends[-1], side="right")
+        assert probabilities[row, token] > 0
 
 
 def test_a_draw_ends_with_the_last_token_and_skips_the_impossible() -> None:
