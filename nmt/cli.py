@@ -16,6 +16,7 @@ VERBS = {
     "score": ("nmt.score:main", "log-probabilities of given pairs of sentences under a trained run"),
     "average": ("nmt.average:main", "average the checkpoints of a run"),
     "sweep": ("sweeps.sweep:main", "train rows x replicates and print the table mean ± sd (max)"),
+    "vocabulary": ("nmt.vocabulary:main", "make a vocabulary file of text, or describe a corpus's vocabulary"),
     "profile": ("nmt.profile:main", "what a configuration costs: parameters, operations, memory, time by phase"),
     "sync": ("sweeps.sync:main", "rebuild MLflow's view from the run directories"),
     "ui": ("sweeps.ui:main", "browse runs and sweeps in MLflow"),

@@ -70,13 +70,15 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerConfig:
-    """Segmentation into the vocabulary. `vocab_size` counts UNK, SOS and EOS."""
+    """Segmentation into the vocabulary, learned or read from files. `vocab_size` counts UNK, SOS and EOS."""
 
     name: str = key("whitespace", neutral=None, registry="tokenizer")
     vocab_size: int = key(1000, neutral=None, minimum=4)
     merges: int = key(0, neutral=0, minimum=0)
     joint: bool = key(True, neutral=True)
     dropout: float = key(0.0, neutral=0.0, minimum=0.0, below=1.0)
+    source_vocabulary: str = key("", neutral="", file=True)
+    target_vocabulary: str = key("", neutral="", file=True)
 
 
 @dataclass(frozen=True, kw_only=True)

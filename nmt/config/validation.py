@@ -183,7 +183,7 @@ def _tokenizer(config: RunConfig) -> None:
     for side in ("source_vocabulary", "target_vocabulary"):
         if getattr(config.tokenizer, side) and config.tokenizer.name not in ("whitespace", "character"):
             raise UserError(
-                f"tokenizer '{config.tokenizer.name}' learns its pieces, and a list of words cannot tell it where to cut",
+                f"tokenizer '{config.tokenizer.name}' learns where to cut, which no list of types can tell it",
                 where=f"tokenizer.{side}",
                 hint="tokenizer=whitespace or tokenizer=character",
             )

@@ -28,7 +28,7 @@ from nmt.config.schema import TRAIN, DataConfig, RunConfig
 from nmt.data.cleaning import EMPTY, OVERLONG, REASONS, clean, reason_to_drop, truncate
 from nmt.data.corpus import ParallelText, RawCorpus, load_corpus
 from nmt.data.ragged import Ragged, RaggedText
-from nmt.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from nmt.data.tokenizer import Tokenizer, load_tokenizer, read_tokenizer, train_tokenizer
 from nmt.data.vocabulary import UNK
 from nmt.errors import UserError
 
@@ -220,16 +220,23 @@ def _train_tokenizers(
 ) -> tuple[tuple[Tokenizer, Tokenizer], dict[str, Any]]:
     progress("learning the vocabulary", 0, 1)
     if config.tokenizer.joint:
-        joint, report = train_tokenizer(
-            config.tokenizer, lambda: (text for side in (0, 1) for text in _side(pairs, side))
-        )
+        joint, report = _tokenizer(config, "source", lambda: (text for side in (0, 1) for text in _side(pairs, side)))
         tokenizers, reports = (joint, joint), {"joint": report}
     else:
-        source, source_report = train_tokenizer(config.tokenizer, lambda: _side(pairs, 0))
-        target, target_report = train_tokenizer(config.tokenizer, lambda: _side(pairs, 1))
+        source, source_report = _tokenizer(config, "source", lambda: _side(pairs, 0))
+        target, target_report = _tokenizer(config, "target", lambda: _side(pairs, 1))
         tokenizers, reports = (source, target), {"source": source_report, "target": target_report}
     progress("learning the vocabulary", 1, 1)
     return tokenizers, reports
+
+
+def _tokenizer(
+    config: RunConfig, side: str, texts: Callable[[], Iterator[str]]
+) -> tuple[Tokenizer, dict[str, int | str]]:
+    """Learned from `texts`, unless the vocabulary is given."""
+    if getattr(config.tokenizer, f"{side}_vocabulary"):
+        return read_tokenizer(config.tokenizer, f"{side}_vocabulary")
+    return train_tokenizer(config.tokenizer, texts)
 
 
 def _side(pairs: list[tuple[str, str]], side: int) -> Iterator[str]:

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 from nmt import registry
 from nmt.config.schema import DataConfig, TokenizerConfig
 from nmt.data.cleaning import moses_detokenizer
-from nmt.data.vocabulary import EOS, SOS, SPECIALS, UNK, UNKNOWN_TEXT, Vocabulary
+from nmt.data.vocabulary import EOS, SOS, SPECIALS, UNK, UNKNOWN_TEXT, Vocabulary, read_types
 from nmt.errors import UserError
 
 FORMAT_VERSION = 1
@@ -67,6 +67,27 @@ def train_tokenizer(
     """
     cls = registry.lookup("tokenizer", config.name, "tokenizer.name")
     tokenizer, report = cls.train(config, texts)
+    return tokenizer, {"name": config.name, "size": tokenizer.size, **report}
+
+
+def read_tokenizer(config: TokenizerConfig, key: str) -> tuple[Tokenizer, dict[str, int | str]]:
+    """The tokenizer that `config` names over the vocabulary file that `tokenizer.<key>` names, and a report.
+
+    Raises UserError where the file cannot be used or holds more types than the vocabulary has rows for.
+    """
+    where, name = f"tokenizer.{key}", str(getattr(config, key))
+    types = read_types(name, where)
+    if len(types) + len(SPECIALS) > config.vocab_size:
+        size = len(types) + len(SPECIALS)
+        raise UserError(
+            f"{len(types)} types and {len(SPECIALS)} specials do not fit {config.vocab_size} rows",
+            where=f"{where}={name}",
+            hint=f"tokenizer.vocab_size={size}",
+        )
+    cls = registry.lookup("tokenizer", config.name, "tokenizer.name")
+    tokenizer: Tokenizer = cls(Vocabulary(types, config.vocab_size))
+    unused = config.vocab_size - len(types) - len(SPECIALS)
+    report: dict[str, int | str] = {"types": len(types), "types_beyond_size": 0, "unused_rows": unused}
     return tokenizer, {"name": config.name, "size": tokenizer.size, **report}
 
 

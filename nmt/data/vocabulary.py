@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 
+from nmt.data.streams import lines, reading
 from nmt.errors import UserError
 
 UNK, SOS, EOS = 0, 1, 2  # there is no padding row: padded positions are masked
@@ -35,7 +37,7 @@ class Vocabulary:
             raise UserError(
                 f"{size} rows leave none beside {len(SPECIALS)} specials", where="tokenizer.vocab_size", hint="raise it"
             )
-        ranked = sorted(counts, key=lambda token: (-counts[token], token))
+        ranked = ranking(counts)
         room = size - len(SPECIALS)
         report = {
             "types": len(ranked),
@@ -60,3 +62,46 @@ class Vocabulary:
     def is_type(self, number: int) -> bool:
         """Whether row `number` holds a type: neither a special nor unused."""
         return len(SPECIALS) <= number < len(SPECIALS) + len(self.types)
+
+
+def ranking(counts: Mapping[str, int]) -> list[str]:
+    """Types by falling count; of equal counts in the order of code points."""
+    return sorted(counts, key=lambda token: (-counts[token], token))
+
+
+def read_types(name: str, key: str) -> list[str]:
+    r"""The types of a vocabulary file in their order: a line each, `type` or `type\tcount`, plain or .gz.
+
+    A type may be a space, as in a vocabulary of characters. `key` is the config key that named the file. Raises
+    UserError, with the line, for a type without characters and for one that stands there twice.
+    """
+    first: dict[str, int] = {}
+    with reading(name, key) as stream:
+        for number, line in enumerate(lines(stream, name), 1):
+            token, tab, count = line.rpartition("\t")
+            token = token if tab and count.strip().isdigit() else line
+            if not token:
+                raise UserError("holds no type", where=f"{name}:{number}")
+            if token in first:
+                raise UserError(f"'{token}' stands in line {first[token]} already", where=f"{name}:{number}")
+            first[token] = number
+    if not first:
+        raise UserError("is empty", where=f"{key}={name}")
+    return list(first)
+
+
+def write_types(counts: Mapping[str, int], *, min_frequency: int = 1, max_size: int = 0) -> Iterable[str]:
+    r"""The lines of a vocabulary file, `type\tcount`, for the most frequent types.
+
+    `min_frequency` is the least count of a type that is kept, `max_size` the most types (0: all).
+    """
+    kept = [token for token in ranking(counts) if counts[token] >= min_frequency]
+    return (f"{token}\t{counts[token]}" for token in kept[: max_size or len(kept)])
+
+
+def count_types(texts: Iterable[str], delimiter: str | None = None) -> Counter[str]:
+    """How often each type occurs. `delimiter` stands between tokens; None: white space, "": tokens are characters."""
+    counts: Counter[str] = Counter()
+    for text in texts:
+        counts.update(text if delimiter == "" else filter(None, text.split(delimiter)))
+    return counts

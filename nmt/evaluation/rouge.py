@@ -5,8 +5,8 @@
 
 Precision divides by the candidate's count and recall by the reference's; F is their harmonic mean. A corpus score is
 the mean over its pairs, in percent. Tokens are runs of letters and digits in lower case, in any script and without
-stemming. On English that is what the `rouge-score` package does, and the figures are equal; it takes every letter beyond
-a to z for a blank.
+stemming. On English that is what the `rouge-score` package does, and the figures are equal; in other languages it takes
+every letter beyond a to z for a blank.
 """
 
 from __future__ import annotations
