@@ -108,10 +108,11 @@ def passed_state(config: RunConfig) -> None:
     elif encoder.name == "unidirectional":
         reason = _difference(model)
     if reason:
+        others = [] if model.attention.name == "none_state" else ["zero", "concat_input"]
         raise UserError(
             f"bridge 'pass_through' hands the encoder's states to the decoder as they are, and {reason}",
             where="model.bridge.name",
-            allowed=["zero", "projection", "concat_input"],
+            allowed=["projection", *others],
             hint="model/bridge=projection fits any two",
         )
 

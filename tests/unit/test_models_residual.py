@@ -104,3 +104,21 @@ def test_masks_of_a_decoder_stand_on_cells_alone(combiner: str, dense: bool) -> 
             context, _ = reference.attend(decoder.attention, passed[-1], values)
             expected = np.tanh(reference.affine(decoder.mix, np.concatenate([passed[-1], context])))
             np.testing.assert_allclose(mixed[t, row].detach().numpy(), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("combiner", "dense"), [("none", False), *FORMS])
+def test_a_decoder_that_is_fed_the_given_embeddings_does_what_it_does_with_all_at_once(
+    combiner: str, dense: bool
+) -> None:
+    """The form of scheduled sampling, in which a step's embedding is known only after the step before."""
+    decoder = reference.random_model(
+        model_config(decoder_layers=2, dropout=0.3, combiner=combiner, dense=dense)
+    ).decoder
+    embedded = torch.randn(4, 2, 6, dtype=torch.float64)
+    outputs = torch.randn(3, 2, decoder.attention.context_units, dtype=torch.float64)
+    memory = decoder.attention.memory(reference.encoded(outputs), torch.tensor([3, 2]))
+    first = torch.randn(2, decoder.state_units, dtype=torch.float64)
+    masks = AddressedDropout(5, 2, 1)
+    whole = decoder(embedded, memory, first, masks)
+    fed = decoder(embedded, memory, first, masks, feed=lambda t, mix: embedded[t])
+    torch.testing.assert_close(fed, whole, rtol=0, atol=1e-13)
