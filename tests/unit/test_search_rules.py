@@ -43,7 +43,7 @@ def searches(model: TransitionModel, search: SearchConfig, **options: object) ->
 def check_against_everything(
     penalty: str, alpha: float, coverage: str, counts: bool, finishing: str, stop: str
 ) -> None:
-    model = TransitionModel(3, VOCABULARY, eos_bonus=0.5)
+    model = TransitionModel(3, VOCABULARY, eos_bonus=0.5, spread=1.5)
     search = SearchConfig(
         beam=WIDTH,
         n_best=4,
@@ -82,7 +82,7 @@ def test_every_penalty_coverage_rule_and_stop_is_exact(
 ) -> None:
     """The bound is exact for every n best; compared with enumeration, on other models than above."""
     for coverage, counts, n_best in product(("none", "wu", "summary"), (False, True), (1, 2, 9)):
-        model = TransitionModel(seed, VOCABULARY, eos_bonus=(seed - 1) * 1.5)
+        model = TransitionModel(seed, VOCABULARY, eos_bonus=(seed - 1) * 1.5, spread=seed % 2 * 1.5)
         search = SearchConfig(
             beam=WIDTH,
             n_best=n_best,
@@ -105,6 +105,7 @@ CASES = st.fixed_dictionaries(
         "seed": st.integers(0, 10_000),
         "vocabulary": st.integers(4, 9),
         "eos_bonus": st.sampled_from([-3.0, 0.0, 3.0]),
+        "spread": st.sampled_from([0.0, 1.5]),
         "beam": st.integers(1, 7),
         "n_best": st.integers(1, 7),
         "rule": st.sampled_from(
@@ -126,7 +127,7 @@ CASES = st.fixed_dictionaries(
 
 
 def check_against_reference(case: dict) -> None:  # type: ignore[type-arg]
-    model = TransitionModel(case["seed"], case["vocabulary"], eos_bonus=case["eos_bonus"])
+    model = TransitionModel(case["seed"], case["vocabulary"], eos_bonus=case["eos_bonus"], spread=case["spread"])
     finishing, stop = case["rule"]
     penalty, alpha = case["penalty"]
     search = SearchConfig(
@@ -243,6 +244,42 @@ def test_first_n_ends_with_the_first_that_finishes_and_the_bound_waits_for_the_b
     assert model.steps == 1
     (bound,) = beam_search(model, *batch_of([[3]]), replace(search, stop="bound"))
     assert bound[0].tokens == (3,) * 8
+
+
+LATE = {  # penalties under which a longer output overtakes one that ended, with the keys that they take
+    "gnmt": {"penalty": "gnmt", "length_penalty": 1.0},
+    "power": {"penalty": "power", "length_penalty": 1.0},
+    "average": {"penalty": "average", "penalty_counts_eos": True},
+    "wu": {"coverage": "wu", "coverage_weight": 1.0},
+    "summary": {"coverage": "summary", "coverage_weight": 0.1, "length_penalty": 1.0},
+}
+
+
+@pytest.mark.parametrize("name", LATE)
+@pytest.mark.parametrize("finishing", ["google", "standard"])
+def test_the_bound_waits_for_a_hypothesis_that_overtakes_late(name: str, finishing: str) -> None:
+    """By hand: the first token is EOS with 0.5 or 3 with 0.3; behind it follow nine that cost nothing, then EOS."""
+
+    class Late(TransitionModel):
+        def step(self, tokens, state, encoded):  # type: ignore[no-untyped-def]
+            self.steps += 1
+            row = [0.1, 0.1, 0.5, 0.3] if self.steps == 1 else [1e-9, 1e-9, 1e-9, 1.0]
+            row = [1e-9, 1e-9, 1.0, 1e-9] if self.steps == 11 else row
+            weights = torch.tensor([0.2, 0.8]).expand(*tokens.shape, 2)
+            return torch.tensor(row).log().expand(*tokens.shape, 4).clone(), state, weights
+
+    keys = LATE[name]
+    search = SearchConfig(beam=2, finishing=finishing, stop="bound", max_length=15, **keys)  # type: ignore[arg-type]
+    model = Late(1, vocabulary=4)
+    (found,) = beam_search(model, *batch_of([[3]]), search)
+    assert found[0].tokens == (3,) * 10
+    assert found[0].log_probability == pytest.approx(math.log(0.3), abs=1e-4)
+    # Without any penalty the first one is the best at once, and so under a negative alpha.
+    for plain in (SearchConfig(), SearchConfig(length_penalty=-0.5), SearchConfig(penalty="none")):
+        model = Late(1, vocabulary=4)
+        own = replace(plain, beam=2, finishing=finishing, stop="bound", max_length=15)
+        (found,) = beam_search(model, *batch_of([[3]]), own)
+        assert (found[0].tokens, model.steps) == ((), 1)
 
 
 def test_a_live_hypothesis_is_not_charged_for_words_that_it_may_still_attend_to() -> None:

@@ -16,10 +16,15 @@ class Automaton(NamedTuple):
 
 
 class TransitionModel:
-    """Logits and attention are rows of random tables, addressed by the automaton's state."""
+    """Logits and attention are rows of random tables, addressed by the automaton's state.
 
-    def __init__(self, seed: int, vocabulary: int = 5, states: int = 101, eos_bonus: float = 0.0):
-        self.table = torch.randn(states, vocabulary, generator=torch.Generator().manual_seed(seed)) * 2
+    With `spread` some rows are sharp, so that a hypothesis can go on at little cost, and others flat.
+    """
+
+    def __init__(self, seed: int, vocabulary: int = 5, states: int = 101, eos_bonus: float = 0.0, spread: float = 0.0):
+        generator = torch.Generator().manual_seed(seed)
+        self.table = torch.randn(states, vocabulary, generator=generator) * 2
+        self.table *= torch.exp(spread * torch.randn(states, 1, generator=generator))
         self.table[:, EOS] += eos_bonus
         self.focus = torch.randn(states, 64, generator=torch.Generator().manual_seed(seed + 1)) * 2
         self.states = states
