@@ -1,10 +1,11 @@
-"""Copy finished runs in compact form, for committing beside the figures that name them.
+"""Copy runs in compact form, for committing beside the figures that name them.
 
     python scripts/archive_runs.py runs=<train_id>/s1,<train_id>/s2 to=docs/results
 
 A compact run is its directory without checkpoints, tokenizers, lock and training lines: config.yaml, identity.json,
 env.json, status.json, result.json, the header and evaluation lines of metrics.jsonl, and decodes/ with the hypotheses.
-Names of hosts and directories, which are no part of a run's identity, are left out.
+Names of hosts and directories, which are no part of a run's identity, are left out. An interrupted run is copied as far
+as it went, without result.json.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from nmt.config.schema import PathsConfig
 from nmt.errors import UserError
 from nmt.runs import LocalRunStore, RunStore
 
+ARCHIVED = ("finished", "diverged", "interrupted")
 WHOLE = ("identity.json", "result.json")
 PLACES = ("host", "pid")
 
@@ -37,16 +39,16 @@ class ArchiveOptions:
 
 
 def archive_run(store: RunStore, run_id: str, archive: RunStore) -> None:
-    """Write the compact form of a finished run into another store.
+    """Write the compact form of a run into another store.
 
-    Raises UserError for a run that has not ended.
+    Raises UserError for a run that is under way or never began.
     """
     status = store.status(run_id)
-    if status.state not in ("finished", "diverged"):
-        raise UserError(f"is {status.state}", where=f"run {run_id}", hint="only a run that has ended is archived")
+    if status.state not in ARCHIVED:
+        raise UserError(f"is {status.state}", where=f"run {run_id}", hint="a run is archived when it has stopped")
     directory = store.directory(run_id)
     decodes = [path.relative_to(directory).as_posix() for path in sorted((directory / "decodes").glob("*.*"))]
-    for name in (*WHOLE, *decodes):
+    for name in (name for name in (*WHOLE, *decodes) if (directory / name).is_file()):
         archive.write_bytes(run_id, name, (directory / name).read_bytes())
     config = load_run_config(directory / "config.yaml")
     config = replace(config, paths=PathsConfig(), data=replace(config.data, dir=""))
@@ -62,7 +64,7 @@ def archive_run(store: RunStore, run_id: str, archive: RunStore) -> None:
 def main(argv: list[str]) -> int:
     """Archive the runs that the command line names."""
     options = parse(
-        ArchiveOptions, argv, verb="python scripts/archive_runs.py", summary="Copy finished runs in compact form."
+        ArchiveOptions, argv, verb="python scripts/archive_runs.py", summary="Copy runs in compact form."
     )
     store = LocalRunStore(options.store or os.environ.get("NMT_RUNS") or "runs")
     archive = LocalRunStore(Path(options.to))

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from nmt.runs import LocalRunStore
+from nmt.runs import LocalRunStore, RunStatus
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 TINY = ["scale=smoke", "tracking=none", "threads=1", "data.options.train_size=60", "data.options.test_size=4"]
@@ -39,13 +39,24 @@ def test_a_finished_run_is_archived_without_weights_and_without_places(tmp_path:
     assert LocalRunStore(tmp_path / "archive").status(run_id).state == "finished"
 
 
-def test_an_unfinished_run_is_not_archived(tmp_path: Path) -> None:
+def test_an_interrupted_run_is_archived_as_far_as_it_went(tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     run("-m", "nmt.cli", "train", *TINY, "faults=[kill@evaluation:6]", NMT_RUNS=str(runs))
     (run_id,) = LocalRunStore(runs).list_runs()
     done = run(str(SCRIPTS / "archive_runs.py"), f"runs={run_id}", f"store={runs}", f"to={tmp_path / 'archive'}")
+    assert done.returncode == 0, done.stderr
+    names = {path.name for path in (tmp_path / "archive" / run_id).iterdir()}
+    assert {"config.yaml", "identity.json", "env.json", "metrics.jsonl"} < names and "result.json" not in names
+
+
+def test_a_run_that_failed_is_not_archived(tmp_path: Path) -> None:
+    store = LocalRunStore(tmp_path / "runs")
+    store.write_text("0123456789ab/s1", "config.yaml", "seed: 1")
+    store.set_status("0123456789ab/s1", RunStatus(state="failed"))
+    script = str(SCRIPTS / "archive_runs.py")
+    done = run(script, "runs=0123456789ab/s1", f"store={tmp_path / 'runs'}", f"to={tmp_path / 'archive'}")
     assert done.returncode == 2
-    assert "is interrupted" in done.stderr
+    assert "is failed" in done.stderr
     assert not (tmp_path / "archive").exists()
 
 
