@@ -251,7 +251,7 @@ LATE = {  # penalties under which a longer output overtakes one that ended, with
     "power": {"penalty": "power", "length_penalty": 1.0},
     "average": {"penalty": "average", "penalty_counts_eos": True},
     "wu": {"coverage": "wu", "coverage_weight": 1.0},
-    "summary": {"coverage": "summary", "coverage_weight": 0.1, "length_penalty": 1.0},
+    "summary": {"coverage": "summary", "coverage_weight": 0.25, "length_penalty": 1.0},
 }
 
 
