@@ -190,9 +190,16 @@ def main(argv: Sequence[str]) -> int:
 
 
 def table(metrics: Mapping[str, Any], signatures: Mapping[str, str]) -> str:
-    """A line a metric: name, value, signature."""
-    rows = [(name, metrics.get(f"test/decode/{name}", metrics.get(name)), signatures[name]) for name in signatures]
-    lines = [f"{name:<12}{value:>7.2f}  {signature}" for name, value, signature in rows]
+    """A line a metric: name, value, signature; of ROUGE precision and recall at its end."""
+    values = {name: metrics.get(f"test/decode/{name}", metrics.get(name)) for name in signatures}
+    lines = []
+    for name, signature in signatures.items():
+        if name.endswith(("_p", "_r")):
+            continue
+        line = f"{name:<12}{values[name]:>7.2f}  {signature}"
+        if f"{name}_p" in values:
+            line += f"  (precision {values[f'{name}_p']:.2f}, recall {values[f'{name}_r']:.2f})"
+        lines.append(line)
     forced = {name: metrics.get(f"test/teacher_forced/{name}") for name in ("token_accuracy", "log_perplexity")}
     if None not in forced.values():
         text = "teacher-forced: token accuracy {token_accuracy:.2f}, log-perplexity {log_perplexity:.3f} nats a token"

@@ -35,11 +35,11 @@ def finish(config: RunConfig, bleu: float | None, *, state: str = "finished", **
     return name
 
 
-def decode(config: RunConfig, checkpoint: str, bleu: float) -> None:
-    """Write the record of decoding the test split with `config.search`."""
+def decode(config: RunConfig, checkpoint: str, bleu: float, metrics: dict[str, float] | None = None) -> None:
+    """Write the record of decoding the test split with `config.search`; `metrics` stand beside BLEU and chrF."""
     record = {
         "decode_id": decode_id(checkpoint, config),
-        "metrics": {"test/decode/bleu": bleu, "test/decode/chrf": bleu + 10},
+        "metrics": {"test/decode/bleu": bleu, "test/decode/chrf": bleu + 10} | (metrics or {}),
         "signatures": {"bleu": "nrefs:1|tok:13a"},
         "sentences": 500,
     }

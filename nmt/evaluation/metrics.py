@@ -63,7 +63,7 @@ def _tokenised(name: str, corpus: Corpus) -> tuple[float, str]:
 def _rouge(name: str, corpus: Corpus) -> tuple[float, str]:
     variant, _, part = name.partition("_")
     value = getattr(_overlap(corpus.hypotheses, corpus.references, variant), _PARTS[part])
-    return value, f"{rouge_signature()}|part:{_PARTS[part]}"
+    return value, rouge_signature()
 
 
 _PARTS = {"": "f", "p": "precision", "r": "recall"}

@@ -67,6 +67,30 @@ def test_a_row_sums_up_its_complete_replicates() -> None:
     assert row.replicates[3].error == "no memory"
 
 
+def test_an_error_rate_is_best_where_it_is_lowest() -> None:
+    plan = make_plan(spec(3), ["validation.metric=ter"])
+    for run, ter in zip(plan.runs, (60.0, 40.0, 40.0), strict=True):
+        name = finish(run.config, None)
+        decode(run.config, f"{name}-checkpoint", 20.0, {"test/decode/ter": ter})
+    (row,) = aggregate(plan)
+    assert row.best_run("ter") is row.replicates[1]
+    assert row.metrics["ter"].min == 40.0
+
+
+def test_records_from_before_a_metric_existed_stand_beside_newer_ones() -> None:
+    plan = make_plan(spec(2), [])
+    finish(plan.runs[0].config, 20.0)
+    name = finish(plan.runs[1].config, None)
+    newer = {"test/decode/rouge1": 33.0, "test/teacher_forced/token_accuracy": 60.0, "test/other/unheard_of": 1.0}
+    decode(plan.runs[1].config, f"{name}-checkpoint", 30.0, newer)
+    (row,) = aggregate(plan)
+    assert row.missing == 0
+    assert row.metrics["bleu"] == describe([20.0, 30.0])
+    assert row.metrics["rouge1"] == describe([33.0])
+    assert row.metrics["token_accuracy"] == describe([60.0])
+    assert set(row.metrics) == {"bleu", "chrf", "rouge1", "token_accuracy"}
+
+
 def test_times_of_shared_and_exclusive_runs_are_never_mixed() -> None:
     plan = make_plan(spec(3), [])
     for run, timing, speed in zip(plan.runs, ("shared", "exclusive", "shared"), (100.0, 900.0, 300.0), strict=True):

@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 
 import pytest
-from finished_runs import finish
+from finished_runs import decode, finish
 from rich.console import Console
 
 from nmt.errors import UserError
@@ -62,6 +62,24 @@ def test_cells_say_mean_sd_and_max(plan: SweepPlan) -> None:
     assert "b: 1 of 2 replicates missing" in legend
     assert "published: a paper, table 2" in table.notes
     assert statistics_cell(None) == "–"
+
+
+@pytest.mark.parametrize(
+    ("metric", "record", "cell", "best"),
+    [
+        ("ter", "test/decode/ter", "45.00 ± 7.07 (40.00)", "(min)"),
+        ("rougeL", "test/decode/rougeL", "45.00 ± 7.07 (50.00)", "(max)"),
+        ("token_accuracy", "test/teacher_forced/token_accuracy", "45.00 ± 7.07 (50.00)", "(max)"),
+    ],
+)
+def test_the_main_column_is_the_metric_that_chose(metric: str, record: str, cell: str, best: str) -> None:
+    plan = make_plan(dataclasses.replace(SPEC, rows=(RowSpec(label="B"),)), [f"validation.metric={metric}"])
+    for run, value in zip(plan.runs, (40.0, 50.0), strict=True):
+        name = finish(run.config, None)
+        decode(run.config, f"{name}-checkpoint", 1.0, {record: value})
+    table = make_table(plan, aggregate(plan))
+    assert table.rows[0][table.columns.index(f"test {metric}")] == cell
+    assert any(best in note for note in table.notes)
 
 
 def test_what_all_rows_do_not_share_with_the_publication_stands_above_and_the_rest_at_its_row() -> None:

@@ -62,7 +62,12 @@ class Counting:
 
 
 def make(
-    tmp_path: Path, overrides: list[str], scores: list[float], log_perplexity: float = 1.0, **losses: Any
+    tmp_path: Path,
+    overrides: list[str],
+    scores: list[float],
+    log_perplexity: float = 1.0,
+    metric: str = "val/decode/bleu",
+    **losses: Any,
 ) -> tuple[Trainer, Counting, LocalRunStore]:
     """A trainer whose n-th evaluation scores `scores[n]` (the last one repeats)."""
     config: RunConfig = compose(["scale=smoke", "training.max_steps=40", "validation.every_steps=5", *overrides])
@@ -70,8 +75,8 @@ def make(
     remaining = list(scores)
 
     def validate(model: torch.nn.Module) -> dict[str, float]:
-        bleu = remaining.pop(0) if len(remaining) > 1 else remaining[0]
-        return {"val/decode/bleu": bleu, "val/teacher_forced/log_perplexity": log_perplexity}
+        score = remaining.pop(0) if len(remaining) > 1 else remaining[0]
+        return {metric: score, "val/teacher_forced/log_perplexity": log_perplexity}
 
     strategy = Counting(losses.get("losses"))
     trainer = Trainer(
@@ -94,6 +99,23 @@ def test_the_best_validation_score_chooses_the_checkpoint_and_the_first_wins_a_t
     assert (best.step, best.target_tokens) == (10, 100)
     assert [r["best"] for r in records(store, "evaluation")] == [True, True] + [False] * 6
     assert list_checkpoints(store, RUN) == [10, 35, 40]
+
+
+def test_of_error_rates_the_lowest_chooses_the_checkpoint_and_drives_plateau_and_patience(tmp_path: Path) -> None:
+    overrides = ["validation.metric=ter", "validation.patience=2", "schedule=plateau", "schedule.plateau_patience=1",
+                 "schedule.decay_rate=0.5"]  # fmt: skip
+    trainer, strategy, store = make(tmp_path, overrides, [90.0, 60.0, 60.0, 120.0], metric="val/decode/ter")
+    assert trainer.run() == ("finished", "patience")
+    assert [r["best"] for r in records(store, "evaluation")] == [True, True, False, False]
+    assert trainer.state.best is not None and trainer.state.best.step == 10
+    assert strategy.rate_scales == [1.0] * 15 + [0.5] * 5
+
+
+def test_a_teacher_forced_score_may_choose_the_checkpoint(tmp_path: Path) -> None:
+    metric = "val/teacher_forced/token_accuracy"
+    trainer, _, _ = make(tmp_path, ["validation.metric=token_accuracy"], [50.0, 70.0, 60.0], metric=metric)
+    trainer.run()
+    assert trainer.state.best is not None and trainer.state.best.metrics[metric] == 70.0
 
 
 def test_patience_ends_training(tmp_path: Path) -> None:
