@@ -21,8 +21,8 @@ class Memory(NamedTuple):
     """What a decoder may attend to; all queries of a sentence share it.
 
     keys: [batch, time, A]; values: [batch, time, C]; mask: [batch, time], true where attention may look: on real
-    tokens, or with `model.attention.masked=false` everywhere. A Transformer decoder's keys and values have another form,
-    which is its own business; the batch is first in every case.
+    tokens, or with `model.attention.masked=false` everywhere. A Transformer decoder's keys and values have a form of
+    their own, with the batch first too.
     """
 
     keys: Tensor
