@@ -179,7 +179,7 @@ class DroppedBatches:
 
     Which sentences share a batch is decided by their lengths without dropout; what counts as a slot's tokens is their
     number with it. A step's loss is divided by all its target tokens, and that number is needed with the first slot: so
-    every process segments the targets of all slots, and the sources of its own. What it segmented it keeps for the step.
+    every process segments the targets of all slots, and the sources of its own. They are kept for the step.
     """
 
     def __init__(self, config: RunConfig, prepared: PreparedData, sampler: Sampler):

@@ -65,28 +65,43 @@ def records(runs: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in json.loads(line).items() if k not in TIMES} for line in lines]
 
 
-@pytest.mark.parametrize(
-    ("form", "points"), [("embedding", ["slot:5", "checkpoint:10", "recorded:16"]), ("output", ["slot:12"])]
-)
-def test_killed_and_resumed_is_the_undisturbed_run(tmp_path: Path, form: str, points: list[str]) -> None:
-    undisturbed = nmt(tmp_path / "undisturbed", form, *PROBE)
-    assert undisturbed.returncode == 0, undisturbed.stderr
-    expected = records(tmp_path / "undisturbed")
-    assert [r["step"] for r in expected if r["kind"] == "probe"] == [4, 8, 12, 16]
+def undisturbed(runs: Path, form: str) -> list[dict[str, Any]]:
+    done = nmt(runs, form, *PROBE)
+    assert done.returncode == 0, done.stderr
+    return records(runs)
+
+
+def killed_and_resumed(runs: Path, form: str, points: list[str]) -> list[dict[str, Any]]:
     for point in points:
-        killed = nmt(tmp_path / "killed", form, *PROBE, f"faults=[kill@{point}]")
+        killed = nmt(runs, form, *PROBE, f"faults=[kill@{point}]")
         assert killed.returncode == -signal.SIGKILL, killed.stderr
-    resumed = nmt(tmp_path / "killed", form, *PROBE)
+    resumed = nmt(runs, form, *PROBE)
     assert resumed.returncode == 0, resumed.stderr
-    assert records(tmp_path / "killed") == expected
+    return records(runs)
 
 
-def test_probes_change_no_bit_of_a_run(tmp_path: Path) -> None:
-    for name, words in (("probed", PROBE), ("plain", [])):
-        done = nmt(tmp_path / name, "embedding", *words)
-        assert done.returncode == 0, done.stderr
-    probed, plain = records(tmp_path / "probed"), records(tmp_path / "plain")
+@pytest.fixture(scope="module")
+def probed(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    return undisturbed(tmp_path_factory.mktemp("undisturbed"), "embedding")
+
+
+def test_killed_and_resumed_is_the_undisturbed_run(probed: list[dict[str, Any]], tmp_path: Path) -> None:
+    assert [record["step"] for record in probed if record["kind"] == "probe"] == [4, 8, 12, 16]
+    assert killed_and_resumed(tmp_path, "embedding", ["slot:7", "recorded:16"]) == probed
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("points", [["slot:5", "checkpoint:10"], ["slot:1", "slot:12", "checkpoint:18"]], ids=" ".join)
+@pytest.mark.parametrize("form", ["embedding", "output"])
+def test_wherever_and_however_often_it_is_killed(tmp_path: Path, form: str, points: list[str]) -> None:
+    expected = undisturbed(tmp_path / "undisturbed", form)
+    assert killed_and_resumed(tmp_path / "killed", form, points) == expected
+
+
+def test_probes_change_no_bit_of_a_run(probed: list[dict[str, Any]], tmp_path: Path) -> None:
+    done = nmt(tmp_path, "embedding")
+    assert done.returncode == 0, done.stderr
     beside = "train/teacher_forced/log_perplexity"
     assert all(beside in record for record in probed if record["kind"] == "evaluation")
     kept = [{k: v for k, v in record.items() if k != beside} for record in probed if record["kind"] != "probe"]
-    assert kept == plain
+    assert kept == records(tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 
 import numpy as np
@@ -60,6 +61,22 @@ def test_by_tokens_every_sentence_is_seen_once_an_epoch_and_no_batch_is_too_larg
             seen += batch.tolist()
             step += 1
         assert sorted(seen) == list(range(len(pairs)))
+
+
+@given(lengths, st.integers(1, 40), st.sampled_from(["sentences", "tokens"]))
+@settings(deadline=None, max_examples=40)
+def test_epochs_count_up_and_no_sentence_is_seen_twice_in_one(
+    pairs: list[tuple[int, int]], size: int, unit: str
+) -> None:
+    sampler = sampler_of(pairs, size=size, unit=unit)
+    epochs = [sampler.epoch(step) for step in range(1, 40)]
+    assert epochs[0] == 0
+    assert all(later - earlier in (0, 1) for earlier, later in itertools.pairwise(epochs))
+    seen: set[tuple[int, int]] = set()
+    for step, epoch in enumerate(epochs, 1):
+        numbers = {(epoch, int(n)) for slot in sampler.slots(step) for n in slot}
+        assert not seen & numbers
+        seen |= numbers
 
 
 def test_by_tokens_a_batch_is_as_large_as_it_can_be() -> None:
