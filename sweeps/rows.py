@@ -70,14 +70,14 @@ def layered(layers: Sequence[Sequence[str]], known_groups: set[str]) -> list[str
     """One list of overrides in which a later layer always wins.
 
     A group that a layer chooses (`search=beam5`) drops the values that lower layers put inside it (`search.beam=3`);
-    within a layer Hydra's own rule holds. `scale` and `experiment` fill many sections and drop nothing: they stand
-    below every value.
+    within a layer Hydra's own rule holds. `preset`, `scale` and `experiment` fill many sections and drop nothing: they
+    stand below every value.
     """
     merged: list[str] = []
     for layer in layers:
         for override in layer:
             key = override.partition("=")[0]
-            if key in known_groups and key not in ("scale", "experiment"):
+            if key in known_groups and key not in ("preset", "scale", "experiment"):
                 inside = key.replace("/", ".") + "."
                 merged = [word for word in merged if not word.startswith(inside)]
         merged += layer
