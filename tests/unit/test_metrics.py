@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import sacrebleu
 
@@ -106,6 +108,17 @@ def test_slow_scores_are_left_to_the_end_unless_they_choose_the_checkpoint() -> 
     assert decoded_during_training("bleu") == decoded_during_training("token_accuracy") == quick
     assert decoded_during_training("ter") == (*quick, "ter")
     assert decoded_during_training("rougeL") == (*quick, "rougeL")
+
+
+def test_the_page_says_of_every_score_when_it_is_computed() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "evaluation.md").read_text()
+    rows = [line.split("|")[1:4] for line in page.splitlines() if line.startswith("| `")]
+    told = {name.strip(" `"): when.strip() for names, _, when in rows for name in names.split(",")}
+    assert told == {
+        name: "every evaluation" if metric.during_training else "at the end"
+        for name, metric in METRICS.items()
+        if metric.chooses
+    }
 
 
 def test_unequal_or_no_lines_are_refused() -> None:
