@@ -134,7 +134,7 @@ def _translate(
                 bar and partial(_count_on, bar, done),
                 prefixes=_prefixes(prefixes, len(chunk), options.prefix, done),
                 attention=bool(options.attention),
-                trace=bool(options.beams or options.tree),
+                trace=bool(options.beams or (options.tree and done < options.plots)),
             )
             for line in translated:
                 write(_output(line, done, config.search.n_best))

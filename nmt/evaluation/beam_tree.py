@@ -30,7 +30,7 @@ class BeamTree:
 
     def add(self, number: int, line: TranslatedLine) -> None:
         """Keep the search of a line; an empty line had none."""
-        if line.trace is None or len(self._sentences) >= self._limit:
+        if line.trace is None or number >= self._limit:
             return
         outputs = [
             {"text": found.text, "score": found.hypothesis.score, "step": step, "slot": slot}

@@ -91,7 +91,7 @@ def test_a_search_can_be_looked_through(tmp_path: Path) -> None:
     assert seen["best"] == ["the", "</s>", "</s>"]
     assert seen["path"] == ["<b>new</b>", "tower"]
     assert seen["tip"].split() == [
-        "tower", "step,", "rank", "2,", "2", "token", "probability", "0.819", "score", "-1.2000", "log-probability",
+        "tower", "step,", "place", "2,", "2", "token", "probability", "0.819", "score", "-1.2000", "log-probability",
         "-1.2000", "<b>new</b>", "tower",
     ]  # fmt: skip
     assert seen["left"] == ["none", 0]

@@ -145,7 +145,7 @@ def test_dumps_tell_what_the_search_did(nmt: Command, store: Path, run_id: str, 
     page = tree.read_text()
     assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)", page)
     data = json.loads(re.search(r'<script id="data"[^>]*>(.*?)</script>', page, re.DOTALL)[1])  # type: ignore[index]
-    assert [sentence["number"] for sentence in data["sentences"]] == [0, 2, 3]
+    assert [sentence["number"] for sentence in data["sentences"]] == [0, 2]
     assert [output["text"] for output in data["sentences"][1]["outputs"]] == [e[1] for e in entries if e[0] == "2"]
 
     first = [path.read_bytes() for path in (beams, tree, attention / "attention_scores.npz", attention / "00000.png")]

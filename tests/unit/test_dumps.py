@@ -110,13 +110,13 @@ def data_of(page: str) -> dict[str, Any]:
 
 
 def test_a_page_holds_its_searches_and_needs_nothing_else(tmp_path: Path, words: Tokenizer) -> None:
-    with beam_tree(str(tmp_path / "tree.html"), 2, words) as tree:
+    with beam_tree(str(tmp_path / "tree.html"), 3, words) as tree:
         for number, line in enumerate((translated(words), empty(), translated(words, "x"), translated(words))):
             tree.add(number, line)
     page = (tmp_path / "tree.html").read_text()
     data = data_of(page)
     assert data["end"] == "</s>"
-    assert [sentence["number"] for sentence in data["sentences"]] == [0, 2]  # two at most, and an empty line had none
+    assert [sentence["number"] for sentence in data["sentences"]] == [0, 2]  # of three lines, and an empty one had no search
     first = data["sentences"][0]
     assert first["line"] == "a </script> tower"
     assert first["steps"] == [
