@@ -45,7 +45,7 @@ def compose_row(
 def published_row(row: RowSpec, conf: Path | None = None) -> RunConfig | None:
     """The row as it was published, from `scale=published`; None where that cannot be composed with its overrides."""
     config = _at_published_scale(row.experiment, row.overrides, conf)
-    return config and scored_on(config, row.test)
+    return None if config is None else scored_on(config, row.test)
 
 
 @cache
