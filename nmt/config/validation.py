@@ -202,8 +202,8 @@ def _scheduled_sampling(config: RunConfig) -> None:
             raise UserError("is needed with a probability", where=where, allowed=["embedding", "output"])
     elif config.model.decoder.name != "recurrent":
         raise UserError(
-            f"decoder '{config.model.decoder.name}' computes all steps of a target at once, so no step can be fed the "
-            "output of the one before",
+            f"decoder '{config.model.decoder.name}' does not train step by step, so no step can be fed the output of "
+            "the one before",
             where=where,
             hint="model/decoder=recurrent, or training.scheduled_sampling.form=none",
         )

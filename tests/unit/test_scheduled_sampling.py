@@ -135,19 +135,26 @@ def test_always_drawn_is_the_slow_free_run(attention: str) -> None:
 
 
 def test_always_the_output_is_the_decoder_fed_with_expected_embeddings() -> None:
-    model = random_model(model_config())
-    encoded = model.encode(BATCH.source, BATCH.source_lengths)
+    """Own inputs meet the dropout masks of their step, and are made of outputs under those of the step before."""
+    model = random_model(replace(model_config(), dropout_embedding=0.3, dropout_mix=0.4))
+    dropout, (time, batch) = AddressedDropout(1, 2, 3), BATCH.target_input.t().shape
+    like = torch.zeros(0, dtype=torch.float64)
+    input_mask = dropout.mask("target_embedding", (time, batch, 6), 0.3, like)
+    mix_mask = dropout.mask("mix", (time, batch, 6), 0.4, like)
+    assert input_mask is not None and mix_mask is not None
+    encoded = model.encode(BATCH.source, BATCH.source_lengths, dropout)
     memory = Memory(encoded.keys, encoded.values, encoded.mask)
     state = model.start(encoded, 1)
-    embedded = model.target_embedding(torch.ones(3, 1, dtype=torch.int64))
+    embedded = model.target_embedding(torch.ones(3, dtype=torch.int64))
     expected = torch.zeros((), dtype=torch.float64)
-    for t in range(BATCH.target_output.shape[1]):
-        mix, state, _ = model.decoder.step(embedded, state, memory)
-        scores = model.output(mix).squeeze(1).log_softmax(-1)
+    for t in range(time):
+        mix, state, _ = model.decoder.step((embedded * input_mask[t]).unsqueeze(1), state, memory)
+        scores = model.output(mix.squeeze(1) * mix_mask[t]).log_softmax(-1)
         picked = scores.gather(1, BATCH.target_output[:, t : t + 1]).squeeze(1)
         expected = expected - picked[t < BATCH.target_lengths].sum()
-        embedded = (scores.exp() @ model.target_embedding.weight).unsqueeze(1)
-    assert loss_of(model, Slot(BATCH, sampling("output", 1.0))).item() == pytest.approx(expected.item(), abs=1e-10)
+        embedded = scores.exp() @ model.target_embedding.weight
+    found = loss_of(model, Slot(BATCH, sampling("output", 1.0), dropout)).item()
+    assert found == pytest.approx(expected.item(), abs=1e-10)
 
 
 @FORMS
@@ -196,6 +203,7 @@ def test_a_draw_ends_with_the_last_token_and_skips_the_impossible() -> None:
     ("words", "where"),
     [
         (["training.scheduled_sampling.probability=0.5"], "training.scheduled_sampling.form"),
+        (["experiment=transformer", "training.scheduled_sampling.form=output"], "training.scheduled_sampling.form"),
         (["training.scheduled_sampling.probability=1.5"], "training.scheduled_sampling.probability"),
     ],
 )
@@ -203,3 +211,16 @@ def test_what_makes_no_sense_is_refused(words: list[str], where: str) -> None:
     with pytest.raises(UserError) as error:
         compose(words)
     assert error.value.where == where
+
+
+@FORMS
+def test_under_bf16_losses_stay_near_those_of_float32(form: str) -> None:
+    """Products are in bfloat16, distributions and draws are not."""
+    model = random_model(model_config()).float()
+    slot = Slot(BATCH, sampling(form, 1.0))
+    with torch.no_grad():
+        expected = loss_of(model, slot).item()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = loss_of(model, slot)
+    assert found.dtype == torch.float32
+    assert found.item() == pytest.approx(expected, rel=0.05)
