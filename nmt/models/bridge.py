@@ -12,7 +12,7 @@ from nmt.models.layers import Affine
 
 
 class Bridge(nn.Module, ABC):
-    """A bridge.
+    """What every bridge is, those of other packages too.
 
     Parameters
     ----------
