@@ -28,7 +28,7 @@ def draw_heat_map(weights: np.ndarray, source: Sequence[str], output: Sequence[s
     across, down = ([_label(token) for token in tokens] for tokens in (source, output))
     cell = min(CELL, LARGEST / max(len(across), len(down)))
     font = max(3.5, FONT * min(1.0, cell / 0.19))
-    left = CHARACTER * font / FONT * max(map(len, down)) + 0.3
+    left = max(0.75, CHARACTER * font / FONT * max(map(len, down)) + 0.3)  # room for "output" at least
     top = CHARACTER * font / FONT * max(map(len, across)) + 0.36
     width, height = cell * len(across), cell * len(down)
     right, bottom = 0.95, 0.15
