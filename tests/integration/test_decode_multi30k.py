@@ -78,3 +78,25 @@ def test_the_whole_test_set_has_the_same_bits_for_every_batch_size_and_two_threa
     torch.set_num_threads(2)
     for size in (7, 100):
         assert decode(random_model, sentences, replace(search, batch_size=size)) == alone
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize(
+    "search",
+    [
+        SearchConfig(beam=6, n_best=3, finishing="standard", stop="bound", length_penalty=1.0),
+        SearchConfig(beam=5, stop="bound", coverage="wu", coverage_weight=0.2),
+        SearchConfig(beam=4, finishing="standard", stop="patience", coverage="summary", coverage_weight=0.2),
+        SearchConfig(beam=6, n_best=6, diverse_groups=3, diverse_strength=0.5, block_ngrams=3, min_length_ratio=0.2),
+        SearchConfig(method="sample", n_best=2, top_p=0.9),
+    ],
+    ids=["standard", "wu", "summary", "diverse", "sample"],
+)
+def test_every_way_of_searching_has_the_same_bits_for_every_batch_size(
+    sentences: list[np.ndarray], search: SearchConfig
+) -> None:
+    random_model = model("baseline", 64)
+    search = replace(search, max_length=20, max_length_ratio=0.5)
+    outputs = [decode(random_model, sentences[:300], replace(search, batch_size=size)) for size in (1, 7, 100)]
+    assert outputs[0] == outputs[1] == outputs[2]
+    assert len({hypotheses[0].tokens for hypotheses in outputs[0]}) > 100
