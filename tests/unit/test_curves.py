@@ -35,12 +35,12 @@ def test_names_and_numbers(tmp_path: Path) -> None:
 
 def test_a_probe_has_norms_and_an_evaluation_the_training_loss(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    probe = {"kind": "probe", "step": 4, "seconds": 0.5, "probe/gradient/all": 2.0, "probe/state_gradient/decoder.0": 1.0}
+    probe = {"kind": "probe", "step": 4, "seconds": 0.5, "probe/gradient/all": 2.0, "probe/state_gradient/d": 1.0}
     evaluation = json.loads(evaluation_line(4, 30.0)) | {"train/teacher_forced/log_perplexity": 1.25}
     path.write_text(HEADER + json.dumps(probe) + "\n" + json.dumps(evaluation) + "\n")
     first, second = CurveReader(path).read()
     assert (first.kind, first.step, first.seconds) == ("probe", 4, 0.5)
-    assert first.metrics == {"probe/gradient/all": 2.0, "probe/state_gradient/decoder.0": 1.0}
+    assert first.metrics == {"probe/gradient/all": 2.0, "probe/state_gradient/d": 1.0}
     assert second.metrics["train/teacher_forced/log_perplexity"] == 1.25
 
 

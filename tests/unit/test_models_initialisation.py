@@ -12,10 +12,10 @@ from torch import nn
 
 from nmt.config.schema import CellConfig, InitialisationConfig, ModelConfig
 from nmt.models.attention import AdditiveAttention
-from nmt.models.tf_cells import TfGru, TfLstm
 from nmt.models.initialisation import initialise
 from nmt.models.layers import Affine, Table
 from nmt.models.seq2seq import build_model
+from nmt.models.tf_cells import TfGru, TfLstm
 
 MASTER = InitialisationConfig(recurrent_scale=0.04, embedding_scale=0.04)
 GLOROT, UNIFORM = InitialisationConfig(), InitialisationConfig(name="uniform", scale=0.04)
