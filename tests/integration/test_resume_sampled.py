@@ -14,7 +14,7 @@ import pytest
 
 from nmt.runs import LocalRunStore
 
-# Two epochs of 9 steps; the probability of sampling still rises; evaluations at 8, 16, 18; own checkpoints at 5, 10, 15.
+# Two epochs of 9 steps; the probability of sampling still rises; evaluations at 8, 16, 18; a checkpoint every 5 steps.
 TRAIN = [
     "data=toy_translation",
     "scale=smoke",
