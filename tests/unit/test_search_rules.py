@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from search_reference import Reference, agrees
 from transition_model import TransitionModel, batch_of
 
-from nmt.config.schema import SearchConfig
-from nmt.config.search_rules import check_search
+from nmt.config.schema import AttentionConfig, ModelConfig, RunConfig, SearchConfig, ValidationConfig
+from nmt.config.search_rules import check_search, check_searches
 from nmt.data.vocabulary import EOS, UNK
 from nmt.errors import UserError
 from nmt.search.beam import beam_search
@@ -406,6 +406,20 @@ def test_contradictions_are_refused_by_name(keys: dict, blamed: str) -> None:  #
         check_search(replace(SearchConfig(), **keys), "validation.search")
     assert str(error.value).startswith(f"validation.search.{blamed}:")
     check_search(SearchConfig())
+
+
+@pytest.mark.parametrize("where", ["search", "validation.search"])
+def test_coverage_needs_attention(where: str) -> None:
+    charged = SearchConfig(coverage="wu", coverage_weight=0.1)
+    validation = where == "validation.search"
+    config = RunConfig(
+        search=SearchConfig() if validation else charged,
+        validation=ValidationConfig(search=charged if validation else SearchConfig()),
+    )
+    check_searches(config)
+    without = replace(config, model=ModelConfig(attention=AttentionConfig(name="none_state")))
+    with pytest.raises(UserError, match=rf"^{where}\.coverage: needs attention"):
+        check_searches(without)
 
 
 def test_eos_is_no_part_of_an_output() -> None:
