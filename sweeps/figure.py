@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK, MUTED, GRID, POINT, BASELINE, PUBLISHED = "#1b1f24", "#59636e", "#e6e9ec", "#2f6fb3", "#9a6a00", "#a03050"
-TITLE_WIDTH = 84  # characters
+TITLE_WIDTH = 72  # characters
 SPREAD = 0.11  # vertical distance between points of one row, so that equal scores stay two points
 
 
