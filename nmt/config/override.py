@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -11,7 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from nmt.config.compose import CONF, from_dict, groups, known_keys, read_yaml, to_dict
-from nmt.config.schema import RunConfig, SearchConfig
+from nmt.config.schema import RunConfig
 from nmt.config.validation import validate
 from nmt.errors import UserError, did_you_mean
 
@@ -32,7 +31,7 @@ def override(
     for word in sorted(words, key=lambda word: not word.startswith("search=")):  # an option first, then single keys
         key, _, value = word.partition("=")
         if key == "search":
-            data.search = _search_option(value)
+            data.search = _search_option(value)  # in place of the run's own, not over it
         elif key not in (keys := known_keys()):
             hint = did_you_mean(key, [*options, *keys, "search"]) or "see --help"
             raise UserError("unknown key", where=key, hint=hint)
@@ -51,8 +50,8 @@ def override(
 
 
 def _search_option(name: str) -> dict[str, Any]:
-    """`conf/search/<name>.yaml` over the defaults of every other key, as composing a run has it."""
+    """`conf/search/<name>.yaml`; every key that it does not hold is at its default, as in composing a run."""
     known = groups()["search"]
     if name not in known:
         raise UserError(f"unknown option '{name}'", where="search", allowed=known, hint=did_you_mean(name, known))
-    return asdict(SearchConfig()) | read_yaml(CONF / "search" / f"{name}.yaml")
+    return read_yaml(CONF / "search" / f"{name}.yaml")
