@@ -170,6 +170,9 @@ def main(argv: Sequence[str]) -> int:
         epilog=_EXAMPLES,
         rest=True,
     )
+    from nmt.config.override import refuse_unknown
+
+    refuse_unknown(words, names(EvaluateOptions))
     if options.grid or options.sweep:
         from nmt.registry import load
 

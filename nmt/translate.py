@@ -76,8 +76,10 @@ def main(argv: Sequence[str]) -> int:
     )
     _check(options)
     from nmt.config import load_run_config
+    from nmt.config.override import refuse_unknown
     from nmt.evaluation.models import find_checkpoints, run_of
 
+    refuse_unknown(words, names(TranslateOptions))
     checkpoints = find_checkpoints(options.run, options.checkpoint, options.runs, "nmt translate")
     store, run_id = run_of(checkpoints[0])
     directory = store.directory(run_id)

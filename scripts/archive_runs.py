@@ -63,9 +63,7 @@ def archive_run(store: RunStore, run_id: str, archive: RunStore) -> None:
 
 def main(argv: list[str]) -> int:
     """Archive the runs that the command line names."""
-    options = parse(
-        ArchiveOptions, argv, verb="python scripts/archive_runs.py", summary="Copy runs in compact form."
-    )
+    options = parse(ArchiveOptions, argv, verb="python scripts/archive_runs.py", summary="Copy runs in compact form.")
     store = LocalRunStore(options.store or os.environ.get("NMT_RUNS") or "runs")
     archive = LocalRunStore(Path(options.to))
     try:

@@ -32,21 +32,28 @@ def override(
         key, _, value = word.partition("=")
         if key == "search":
             data.search = _search_option(value)  # in place of the run's own, not over it
-        elif key not in (keys := known_keys()):
-            hint = did_you_mean(key, [*options, *keys, "search"]) or "see --help"
-            raise UserError("unknown key", where=key, hint=hint)
-        elif not key.startswith(tuple(overridable)):
+            continue
+        refuse_unknown([word], options)
+        if not f"{key}.".startswith(tuple(overridable)):  # a section as a whole is one of its keys
             allowed = ["search", *(f"{name}<key>" if name.endswith(".") else name for name in overridable)]
             raise UserError("belongs to the training, which is done", where=key, allowed=allowed)
-        else:
-            try:
-                data.merge_with_dotlist([word])
-                from_dict(OmegaConf.to_container(data))  # type: ignore[arg-type]
-            except (UserError, OmegaConfBaseException, YAMLError) as error:
-                raise UserError(f"'{value}' does not fit", where=key) from error
+        try:
+            data.merge_with_dotlist([word])
+            from_dict(OmegaConf.to_container(data))  # type: ignore[arg-type]
+        except (UserError, OmegaConfBaseException, YAMLError) as error:
+            raise UserError(f"'{value}' does not fit", where=key) from error
     changed = from_dict(OmegaConf.to_container(data))  # type: ignore[arg-type]
     validate(changed)
     return changed
+
+
+def refuse_unknown(words: Sequence[str], options: Sequence[str] = ()) -> None:
+    """Raise UserError for a word whose key is neither `search` nor in the schema; it may be meant for `options`."""
+    for word in words:
+        key, keys = word.partition("=")[0], known_keys()
+        if key != "search" and key not in keys:
+            hint = did_you_mean(key, [*options, *keys, "search"]) or "see --help"
+            raise UserError("unknown key", where=key, hint=hint)
 
 
 def _search_option(name: str) -> dict[str, Any]:

@@ -186,9 +186,9 @@ def test_a_named_corpus_is_known_by_its_recipe_or_checksums_wherever_it_lies() -
     assert recipes[0] != recipes[1]
 
 
-# The identity of every checked-in experiment: (scale=local, scale=published). A changed line means that earlier runs are
-# not found any more: change it on purpose only, and say so in CHANGELOG.md. A new experiment needs its line; where the
-# test fails it prints the lines as they would stand:
+# The identity of every checked-in experiment: (scale=local, scale=published). A changed line means that earlier runs
+# are not found any more: change it on purpose only, and say so in CHANGELOG.md. A new experiment needs its line; where
+# the test fails it prints the lines as they would stand:
 #   pytest tests/unit/test_config.py -k pinned
 PINNED = {
     "baseline": ("c46abd2df0be", "b5c2676c767a"),

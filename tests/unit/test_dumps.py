@@ -116,7 +116,10 @@ def test_a_page_holds_its_searches_and_needs_nothing_else(tmp_path: Path, words:
     page = (tmp_path / "tree.html").read_text()
     data = data_of(page)
     assert data["end"] == "</s>"
-    assert [sentence["number"] for sentence in data["sentences"]] == [0, 2]  # of three lines, and an empty one had no search
+    assert [sentence["number"] for sentence in data["sentences"]] == [
+        0,
+        2,
+    ]  # of three lines, and an empty one had no search
     first = data["sentences"][0]
     assert first["line"] == "a </script> tower"
     assert first["steps"] == [
