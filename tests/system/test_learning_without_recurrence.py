@@ -25,10 +25,14 @@ SMALL = [
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize(
-    ("experiment", "overrides", "bleu"),  # measured: 96, 90 and 64
+    ("experiment", "overrides", "bleu"),  # measured over seeds: 99 to 100, 100, 61 to 64
     [
-        ("transformer", ["schedule=inverse_sqrt", "model.encoder.layers=2", "model.decoder.layers=2"], 85),
-        ("convolutional", ["model.encoder.layers=4", "model.decoder.layers=1"], 75),
+        (
+            "transformer",
+            ["training.max_steps=700", "schedule=inverse_sqrt", "model.encoder.layers=2", "model.decoder.layers=2"],
+            95,
+        ),
+        ("convolutional", ["model.encoder.layers=4", "model.decoder.layers=1"], 95),
         ("pooling", [], 45),
     ],
 )
