@@ -102,18 +102,22 @@ def available_sweeps(conf: Path | None = None) -> dict[str, str]:
 
 
 def load_spec(name: str, conf: Path | None = None) -> SweepSpec:
-    """The sweep called `name`, or the one in the file `name` where it ends in `.yaml`.
+    """The sweep called `name` (a unique beginning will do), or the one in the file `name` where it ends in `.yaml`.
 
     Raises UserError for an unknown name, unknown keys (with the nearest known ones), duplicate labels and values of the
     wrong kind.
     """
     if name.endswith(".yaml"):
         return _read_spec(Path(name).expanduser())
-    path = (conf or CONF) / "sweep" / f"{name}.yaml"
-    if not path.is_file():
+    folder = (conf or CONF) / "sweep"
+    path = folder / f"{name}.yaml"
+    meant = [path] if path.is_file() else sorted(folder.glob("*.yaml"))
+    meant = [one for one in meant if one.stem.startswith(name)]
+    if len(meant) != 1:
         known = sorted(available_sweeps(conf))
-        raise UserError(f"unknown sweep '{name}'", where="sweep", allowed=known, hint=did_you_mean(name, known))
-    return _read_spec(path)
+        what = f"'{name}' may mean {' or '.join(one.stem for one in meant)}" if meant else f"unknown sweep '{name}'"
+        raise UserError(what, where="sweep", allowed=known, hint=did_you_mean(name, known))
+    return _read_spec(meant[0])
 
 
 def _read_spec(path: Path) -> SweepSpec:

@@ -101,6 +101,12 @@ def test_an_unknown_sweep_suggests_the_nearest() -> None:
         load_spec("quikstart")
 
 
+def test_a_unique_beginning_names_a_sweep() -> None:
+    assert load_spec("table6") == load_spec("table6_beam")
+    with pytest.raises(UserError, match="'toy_' may mean toy_depth or toy_families or toy_reverse"):
+        load_spec("toy_")
+
+
 def test_every_checked_in_sweep_can_be_read_and_has_a_title() -> None:
     sweeps = available_sweeps()
     assert "quickstart" in sweeps
