@@ -30,6 +30,7 @@ def test_sizes_shrink_through_dim_and_plain_numbers_do_not() -> None:
     assert small.model.attention.units == 99
 
 
+@pytest.mark.exhaustive
 def test_the_published_factor_keeps_its_order_at_every_scale() -> None:
     for divisor in (1, 2, 4, 8, 16):
         sizes = [
@@ -276,6 +277,7 @@ def _is_section(name: str) -> bool:
     return dataclasses.is_dataclass(cls)
 
 
+@pytest.mark.exhaustive
 def test_every_option_of_every_group_composes() -> None:
     needs = {
         ("model/attention", "none_state"): ["model/bridge=projection"],

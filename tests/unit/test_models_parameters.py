@@ -76,6 +76,7 @@ def test_there_are_all_38_rows() -> None:
     assert len({row for row, _, _ in ROWS}) == 38
 
 
+@pytest.mark.exhaustive  # the same integers stand in test_published_study, from the experiment files
 @pytest.mark.parametrize(("row", "overrides", "expected"), ROWS, ids=[row for row, _, _ in ROWS])
 def test_published_row(row: str, overrides: list[str], expected: int) -> None:
     assert planned_parameters(compose([*PUBLISHED, *overrides])) == expected
