@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from nmt.config.schema import EncoderConfig
 from nmt.models.dropout import Dropout
-from nmt.models.encoder import EncoderOutput, zero_beyond_end
+from nmt.models.encoder import EncoderOutput, mean_over_time, zero_beyond_end
 from nmt.models.initialisation import Constant, Draw, Glorot
 from nmt.models.layers import Affine
 from nmt.models.positions import Positions
@@ -111,8 +111,3 @@ def windows(x: Tensor, size: int) -> list[Tensor]:
     before = (size - 1) // 2
     padded = F.pad(x, (0, 0, 0, 0, before, size - 1 - before))
     return [padded[start : start + x.shape[0]] for start in range(size)]
-
-
-def mean_over_time(x: Tensor, lengths: Tensor) -> Tensor:
-    """Mean over each sentence of `x` [time, batch, units], which is zero beyond its end: [batch, units]."""
-    return x.sum(dim=0) / lengths.unsqueeze(-1)

@@ -181,3 +181,8 @@ def zero_beyond_end(outputs: Tensor, lengths: Tensor) -> Tensor:
     """Zero where the time is not below the sentence's length: [time, batch, units]."""
     steps = torch.arange(outputs.shape[0], device=lengths.device)
     return outputs.masked_fill((steps.unsqueeze(1) >= lengths).unsqueeze(-1), 0.0)
+
+
+def mean_over_time(x: Tensor, lengths: Tensor) -> Tensor:
+    """Mean over each sentence of `x` [time, batch, units], which is zero beyond its end: [batch, units]."""
+    return x.sum(dim=0) / lengths.unsqueeze(-1)

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from nmt.config.schema import EncoderConfig
 from nmt.models.attention import real
-from nmt.models.convolutional import mean_over_time, windows
+from nmt.models.convolutional import windows
 from nmt.models.dropout import Dropout
-from nmt.models.encoder import EncoderOutput, zero_beyond_end
+from nmt.models.encoder import EncoderOutput, mean_over_time, zero_beyond_end
 from nmt.models.positions import Positions
 
 

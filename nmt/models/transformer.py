@@ -18,9 +18,8 @@ from torch.nn import functional as F
 
 from nmt.config.schema import EncoderConfig
 from nmt.models.attention import real
-from nmt.models.convolutional import mean_over_time
 from nmt.models.dropout import Dropout
-from nmt.models.encoder import EncoderOutput, zero_beyond_end
+from nmt.models.encoder import EncoderOutput, mean_over_time, zero_beyond_end
 from nmt.models.initialisation import Constant, Draw
 from nmt.models.layers import Affine, empty
 from nmt.models.multi_head import SelfAttention
