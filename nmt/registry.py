@@ -8,13 +8,13 @@ named `<kind>.<name>` (docs/components.md); its version and source count in the 
 from __future__ import annotations
 
 import hashlib
-import importlib
 import importlib.util
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
+from distributed.strategy import load as load  # offered here too: `sweeps` knows `distributed` through `nmt` only
 from nmt.errors import UserError, did_you_mean
 
 _BUILT_IN: dict[str, dict[str, str]] = {
@@ -164,9 +164,3 @@ def _source_digest(target: str) -> str:
         sha.update(f"{name} {len(content)}\n".encode())
         sha.update(content)
     return sha.hexdigest()
-
-
-def load(target: str) -> Any:
-    """Import `"module:attribute"`."""
-    module, _, attribute = target.partition(":")
-    return getattr(importlib.import_module(module), attribute)
