@@ -12,7 +12,7 @@ from itertools import islice, zip_longest
 from typing import TYPE_CHECKING
 
 from nmt.arguments import option, parse
-from nmt.data.streams import STREAM, lines, reading, writing
+from nmt.data.streams import CHUNK_BATCHES, STREAM, lines, reading, writing
 from nmt.data.vocabulary import EOS, UNK
 from nmt.errors import UserError
 from nmt.evaluate import COMBINATIONS, DEVICES, placed
@@ -20,8 +20,6 @@ from nmt.evaluate import COMBINATIONS, DEVICES, placed
 if TYPE_CHECKING:
     from nmt.evaluation.decode import PairScore
     from nmt.training.checkpoint import LoadedModel
-
-CHUNK_BATCHES = 32  # batches whose pairs are read and sorted by length together
 
 _EXAMPLES = """
 A line of output is the natural logarithm of the target's probability, its end (EOS) counted. With tokens=true it is a

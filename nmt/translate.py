@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nmt.arguments import names, option, parse
-from nmt.data.streams import STREAM, lines, reading, writing
+from nmt.data.streams import CHUNK_BATCHES, STREAM, lines, reading, writing
 from nmt.errors import UserError
 from nmt.evaluate import COMBINATIONS, DEVICES, placed
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from nmt.config.schema import RunConfig
     from nmt.evaluation.translator import TranslatedLine
 
-CHUNK_BATCHES = 32  # batches whose sentences are read and sorted by length together
 SHORT_KEYS = ("beam", "length_penalty", "n_best", "max_length", "max_length_ratio", "batch_size")
 
 _EXAMPLES = """

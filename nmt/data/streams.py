@@ -14,6 +14,7 @@ from typing import IO, cast
 from nmt.errors import UserError
 
 STREAM = "-"
+CHUNK_BATCHES = 32  # batches whose lines are read together, so that they can be sorted by length
 
 
 def lines(stream: IO[bytes], name: str) -> Iterator[str]:
