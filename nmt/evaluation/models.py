@@ -6,12 +6,12 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from nmt.config import to_dict
 from nmt.errors import UserError
-from nmt.runs import LocalRunStore, RunStore, locate_run
+from nmt.runs import RunStore, locate_run
 from nmt.search.ensemble import Ensemble
 from nmt.training.checkpoint import LoadedModel, find_checkpoint, load_model
 
@@ -49,11 +49,10 @@ def find_checkpoints(runs: Sequence[str], checkpoints: Sequence[str], root: str,
 
 def run_of(checkpoint: Path) -> tuple[RunStore, str]:
     """The store and run id that a checkpoint file lies in. Raises UserError where it lies in no run directory."""
-    path = checkpoint.resolve()
-    directory = path.parents[1]
+    directory = checkpoint.resolve().parents[1]
     if not (directory / "config.yaml").is_file():
         raise UserError("does not lie in a run's checkpoints/", where=str(checkpoint))
-    return LocalRunStore(directory.parents[1]), f"{directory.parent.name}/{directory.name}"
+    return locate_run(str(directory))
 
 
 def load_models(paths: Sequence[Path], combination: str = "log_prob", device: str = "cpu") -> LoadedModel:
@@ -91,11 +90,11 @@ def _check_members(first: LoadedModel, first_path: Path, other: LoadedModel, pat
                 where=str(path),
                 hint="the members of an ensemble share both tokenizers",
             )
-    mine, yours = to_dict(first.config), to_dict(other.config)
     for key in _SHARED_KEYS:
-        if _at(mine, key) != _at(yours, key):
+        mine, yours = map(attrgetter(key), (first.config, other.config))
+        if mine != yours:
             raise UserError(
-                f"{key} is {_at(yours, key)}, and in {first_path} {_at(mine, key)}",
+                f"{key} is {yours}, and in {first_path} {mine}",
                 where=str(path),
                 hint="the members of an ensemble share it",
             )
@@ -111,10 +110,3 @@ def _difference(mine: Mapping[str, Any], yours: Mapping[str, Any]) -> str:
         missing = len(set(mine.get("types", ())) - set(yours.get("types", ())))
         return f"{missing} of {len(mine.get('types', ()))} types are not in it" if missing else "another order of types"
     return "it was learned from other text"
-
-
-def _at(data: Mapping[str, Any], key: str) -> Any:
-    value: Any = data
-    for name in key.split("."):
-        value = value[name]
-    return value

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from nmt.config.schema import RunConfig
 
@@ -196,6 +197,16 @@ def test_members_of_an_ensemble_share_their_vocabulary(
     said = mistake(nmt("translate", f"run={run_id},{second_run_id}", "threads=1", stdin=b"w01\n"))
     assert "has another target tokenizer than" in said
     assert "1 of 20 types are not in it; the members of an ensemble share both tokenizers" in said
+
+
+def test_members_of_an_ensemble_read_text_alike(nmt: Command, store: Path, run_id: str, second_run_id: str) -> None:
+    for path in (store / second_run_id / "checkpoints").iterdir():
+        content = torch.load(path, weights_only=True)
+        content["config"]["data"]["lowercase"] = True
+        torch.save(content, path)
+    said = mistake(nmt("translate", f"run={run_id},{second_run_id}", "threads=1", stdin=b"w01\n"))
+    assert "data.lowercase is True, and in " in said
+    assert said.endswith(" False; the members of an ensemble share it\n")
 
 
 def test_given_pairs_are_scored_alike_in_every_batch(nmt: Command, store: Path, run_id: str, tmp_path: Path) -> None:
