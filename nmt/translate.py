@@ -76,6 +76,7 @@ def main(argv: Sequence[str]) -> int:
     _check(options)
     from nmt.config import load_run_config
     from nmt.config.override import refuse_unknown
+    from nmt.config.widths import NO_ATTENTION
     from nmt.evaluation.models import find_checkpoints, run_of
 
     refuse_unknown(words, names(TranslateOptions))
@@ -83,7 +84,7 @@ def main(argv: Sequence[str]) -> int:
     store, run_id = run_of(checkpoints[0])
     directory = store.directory(run_id)
     config = _override(load_run_config(directory / "config.yaml"), options, words)
-    if options.attention and config.model.attention.name.startswith("none_"):
+    if options.attention and config.model.attention.name in NO_ATTENTION:
         raise UserError(f"attention '{config.model.attention.name}' has no weights", where="attention")
     config = placed(config, directory, options.device, options.threads)
     with contextlib.ExitStack() as stack:

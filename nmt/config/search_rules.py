@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable
 
 from nmt.config.schema import RunConfig, SearchConfig
+from nmt.config.widths import NO_ATTENTION
 from nmt.errors import UserError
 
 # Keys that mean something under one condition only. Elsewhere they must stand at their neutral value: a key that is set
@@ -30,7 +31,7 @@ def check_searches(config: RunConfig) -> None:
     """Check both searches of a run."""
     for where, search in (("search", config.search), ("validation.search", config.validation.search)):
         check_search(search, where)
-        if search.coverage != "none" and config.model.attention.name.startswith("none_"):
+        if search.coverage != "none" and config.model.attention.name in NO_ATTENTION:
             raise UserError(
                 f"needs attention, and the model has {config.model.attention.name}",
                 where=f"{where}.coverage",

@@ -11,7 +11,7 @@ from nmt.config.model_rules import MODEL_RULES
 from nmt.config.options import OPTIONS
 from nmt.config.schema import RunConfig
 from nmt.config.search_rules import check_searches
-from nmt.config.widths import decoder_output_units
+from nmt.config.widths import NO_ATTENTION, decoder_output_units
 from nmt.errors import UserError, did_you_mean
 from nmt.training.faults import Faults
 
@@ -221,7 +221,7 @@ def _validation(config: RunConfig) -> None:
 
 def _unknown_replacement(config: RunConfig) -> None:
     for where, search in (("search", config.search), ("validation.search", config.validation.search)):
-        if search.replace_unknown and config.model.attention.name.startswith("none_"):
+        if search.replace_unknown and config.model.attention.name in NO_ATTENTION:
             raise UserError(
                 f"attention '{config.model.attention.name}' points at no source word that could replace UNK",
                 where=f"{where}.replace_unknown",
