@@ -24,7 +24,7 @@ from sweeps.chosen import Configuration, of_runs, of_sweep
 from sweeps.conditions import differences_from_published
 from sweeps.plan import PlannedRow, PlannedRun, SweepPlan
 from sweeps.results import read_replicate
-from sweeps.rows import layered, scored_on
+from sweeps.rows import layered, names_test_text, scored_on
 from sweeps.spec import RowSpec, SweepSpec, load_spec
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ def _row_config(row: RowSpec, config: RunConfig, search: Sequence[str], words: S
     except UserError as error:
         where = f"row '{row.label}': {error.where or 'search'}"
         raise UserError(error.what, where=where, allowed=error.allowed, hint=error.hint) from error
-    if not any(word.startswith("data.test") for word in words):
+    if not any(names_test_text(word) for word in words):
         config = scored_on(config, row.test)
     return dataclasses.replace(config, label=row.label)
 

@@ -37,7 +37,7 @@ def compose_row(
         said_for_all = {word.partition("=")[0] for word in (*spec.overrides, *overrides)}
         where = error.where if error.where in said_for_all else f"row '{row.label}': {error.where or 'configuration'}"
         raise UserError(error.what, where=where, allowed=error.allowed, hint=error.hint) from error
-    if not any(_names_test_text(word) for word in words):
+    if not any(names_test_text(word) for word in words):
         config = scored_on(config, row.test)
     return dataclasses.replace(config, label=row.label)
 
@@ -84,6 +84,7 @@ def layered(layers: Sequence[Sequence[str]], known_groups: set[str]) -> list[str
     return merged
 
 
-def _names_test_text(word: str) -> bool:
+def names_test_text(word: str) -> bool:
+    """Whether an override says which text a run is scored on, so that the row's own test set does not count."""
     key = word.partition("=")[0]
     return key == "data.test" or key.startswith("data.test.")
