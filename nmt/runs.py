@@ -244,15 +244,20 @@ class LocalRunStore:
         self.write_json(run_id, "status.json", dataclasses.asdict(alive))
 
 
+def runs_directory(text: str = "") -> Path:
+    """The directory of runs that a command line means: its own word, else $NMT_RUNS, else `runs`."""
+    return Path(text or os.environ.get("NMT_RUNS", "runs")).expanduser().resolve()  # as conf/config.yaml has it
+
+
 def locate_run(text: str, runs: str = "") -> tuple[RunStore, str]:
     """The store and run id that `run=<text>` means: an id, a unique beginning of one, or a run directory anywhere.
 
-    `runs` is the directory of runs; empty means $NMT_RUNS, else `runs`. Raises UserError where no one run is meant.
+    `runs` names the directory of runs, see `runs_directory`. Raises UserError where no one run is meant.
     """
     path = Path(text).expanduser().resolve()
     if (path / "config.yaml").is_file():
         return LocalRunStore(path.parents[1]), f"{path.parent.name}/{path.name}"
-    store = LocalRunStore(runs or os.environ.get("NMT_RUNS", "runs"))
+    store = LocalRunStore(runs_directory(runs))
     return store, store.resolve(text)
 
 

@@ -11,7 +11,6 @@ as it went, without result.json.
 from __future__ import annotations
 
 import json
-import os
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +21,7 @@ from nmt.arguments import option, parse
 from nmt.config import load_run_config, to_dict
 from nmt.config.schema import PathsConfig
 from nmt.errors import UserError
-from nmt.runs import LocalRunStore, RunStore
+from nmt.runs import LocalRunStore, RunStore, runs_directory
 
 ARCHIVED = ("finished", "diverged", "interrupted")
 WHOLE = ("identity.json", "result.json")
@@ -64,7 +63,7 @@ def archive_run(store: RunStore, run_id: str, archive: RunStore) -> None:
 def main(argv: list[str]) -> int:
     """Archive the runs that the command line names."""
     options = parse(ArchiveOptions, argv, verb="python scripts/archive_runs.py", summary="Copy runs in compact form.")
-    store = LocalRunStore(options.store or os.environ.get("NMT_RUNS") or "runs")
+    store = LocalRunStore(runs_directory(options.store))
     archive = LocalRunStore(Path(options.to))
     try:
         for text in options.runs:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from nmt.config import load_run_config
 from nmt.errors import UserError
-from nmt.runs import LocalRunStore, RunStore, locate_run
+from nmt.runs import LocalRunStore, RunStore, locate_run, runs_directory
 from sweeps.plan import make_plan
 from sweeps.spec import load_spec
 
@@ -73,7 +72,7 @@ def _replicates(text: str, root: str) -> tuple[LocalRunStore, list[str]]:
 
 def _by_prefix(text: str, root: str) -> tuple[RunStore, list[str]]:
     """Every replicate of the one configuration whose id begins with `text`."""
-    store = LocalRunStore(root or os.environ.get("NMT_RUNS", "runs"))
+    store = LocalRunStore(runs_directory(root))
     run_ids = [run_id for run_id in store.list_runs() if run_id.startswith(text)]
     configurations = sorted({run_id.partition("/")[0] for run_id in run_ids})
     if len(configurations) != 1:

@@ -14,6 +14,7 @@ from nmt import registry
 from nmt.arguments import option, parse
 from nmt.config import to_dict, train_id
 from nmt.evaluation.catalogue import rank
+from nmt.runs import runs_directory
 from nmt.training.tracker import Tracker
 from sweeps.plan import SweepPlan, make_plan
 from sweeps.spec import available_sweeps, load_spec
@@ -217,7 +218,7 @@ def _next_steps(plan: SweepPlan, results: Sequence[RowResult], report: Report, c
     words = " ".join(
         ["nmt sweep", shlex.quote(f"sweep={name}"), *map(shlex.quote, _without_replicates(plan.overrides))]
     )
-    runs = "" if _default_runs(plan) else f" {shlex.quote(f'paths.runs={plan.config.paths.runs}')}"
+    runs = "" if plan.store.root == runs_directory() else f" {shlex.quote(f'paths.runs={plan.config.paths.runs}')}"
     missing = sum(row.missing for row in results)
     if missing:
         _say(console, f"{missing} replicates are missing; the same command tries them again")
@@ -239,10 +240,6 @@ def _next_steps(plan: SweepPlan, results: Sequence[RowResult], report: Report, c
 
 def _without_replicates(overrides: Sequence[str]) -> list[str]:
     return [word for word in overrides if not word.startswith("replicates=")]
-
-
-def _default_runs(plan: SweepPlan) -> bool:
-    return plan.config.paths.runs == os.environ.get("NMT_RUNS", "runs")
 
 
 def _near(path: os.PathLike[str]) -> str:

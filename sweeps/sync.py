@@ -11,6 +11,7 @@ from typing import Any
 
 from nmt.arguments import option, parse
 from nmt.errors import UserError
+from nmt.runs import LocalRunStore, check_format, runs_directory
 from sweeps.tracking_store import (
     StoreLock,
     artifact_root,
@@ -19,7 +20,6 @@ from sweeps.tracking_store import (
     reason,
     require_mlflow,
     resolve_uri,
-    runs_directory,
     sqlite_path,
 )
 
@@ -90,7 +90,6 @@ def synchronise(runs: Path, uri: str, sweep: str = "") -> Counts:
 
     Raises UserError where another process writes to the store, where it cannot be reached, and for an unknown sweep.
     """
-    from nmt.runs import LocalRunStore
     from sweeps.mirror import ExperimentMirror
 
     store, counts = LocalRunStore(runs), Counts()
@@ -187,8 +186,6 @@ def _lone_runs(store: Any, plans: Sequence[_Plan], counts: Counts) -> list[_Plan
 
 
 def _read(path: Path) -> Mapping[str, Any]:
-    from nmt.runs import check_format
-
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

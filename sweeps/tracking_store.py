@@ -80,11 +80,6 @@ def artifact_root(uri: str) -> Path | None:
     return None if database is None else database.with_name(ARTIFACTS)
 
 
-def runs_directory(text: str) -> Path:
-    """The directory of runs that a command line means: its own word, else `NMT_RUNS`, else `runs`."""
-    return Path(text or os.environ.get("NMT_RUNS") or "runs").expanduser().resolve()
-
-
 def plain_words(argv: Sequence[str]) -> list[str]:
     """The command line with config keys by their short names: other verbs say `paths.runs` and `tracking.uri`."""
     keys = {"paths.runs": "runs", "tracking.uri": "uri"}

@@ -20,6 +20,7 @@ from typing import Any
 
 from nmt.arguments import option, parse
 from nmt.errors import UserError
+from nmt.runs import runs_directory
 from sweeps.tracking_store import (
     ARTIFACTS,
     SETTINGS,
@@ -28,7 +29,6 @@ from sweeps.tracking_store import (
     plain_words,
     require_mlflow,
     resolve_uri,
-    runs_directory,
     sqlite_path,
 )
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from nmt.errors import UserError
-from nmt.runs import LocalRunStore, RunBusyError, RunStatus
+from nmt.runs import LocalRunStore, RunBusyError, RunStatus, runs_directory
 
 RUN = "0123456789ab/s1"
 OTHER = "0123456789ab/s10"
@@ -136,3 +136,12 @@ with store.claim({RUN!r}):
 def test_status_of_an_unknown_run_is_queued(store: LocalRunStore) -> None:
     assert store.status(RUN) == RunStatus()
     assert store.status(RUN).state == "queued"
+
+
+def test_the_directory_of_runs_has_a_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NMT_RUNS", str(tmp_path / "there"))
+    assert runs_directory() == tmp_path / "there"
+    assert runs_directory(str(tmp_path)) == tmp_path
+    monkeypatch.delenv("NMT_RUNS")
+    monkeypatch.chdir(tmp_path)
+    assert runs_directory() == tmp_path / "runs"

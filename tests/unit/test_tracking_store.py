@@ -18,7 +18,6 @@ from sweeps.tracking_store import (
     plain_words,
     reason,
     resolve_uri,
-    runs_directory,
     sqlite_path,
 )
 
@@ -58,15 +57,6 @@ def test_other_stores_are_refused(uri: str) -> None:
 def test_config_keys_are_understood_by_their_short_names() -> None:
     words = ["paths.runs=a=b", "tracking.uri=sqlite:///x", "port=1", "--help"]
     assert plain_words(words) == ["runs=a=b", "uri=sqlite:///x", "port=1", "--help"]
-
-
-def test_directory_of_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NMT_RUNS", str(tmp_path / "there"))
-    assert runs_directory("") == tmp_path / "there"
-    assert runs_directory(str(tmp_path)) == tmp_path
-    monkeypatch.delenv("NMT_RUNS")
-    monkeypatch.chdir(tmp_path)
-    assert runs_directory("") == tmp_path / "runs"
 
 
 @pytest.mark.parametrize("uri", ["", "http://127.0.0.1:5000"])
