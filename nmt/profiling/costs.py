@@ -8,7 +8,6 @@ multiplication with its addition is two operations, and everything elementwise i
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from nmt.data.batching import Batch
 from nmt.models.dropout import AddressedDropout
 from nmt.models.parameters import parameters_by_module
+from nmt.models.plain import plain_autograd
+from nmt.profiling.counting import Allocations
 from nmt.training.workload import TranslationSlot
 
 if TYPE_CHECKING:
@@ -45,8 +46,9 @@ class Costs:
     """What a model of some configuration costs.
 
     parameters: by module, two levels deep.
-    forward: operations of each stage of the forward pass of a micro-batch; `backward`: of its backward pass.
-    activation_bytes: what the backward pass of a micro-batch keeps of its forward pass in fp32, parameters excluded.
+    forward: operations of each stage of the forward pass of a micro-batch; `backward`: of its backward pass. Both as
+        autograd has them; what hand-written gradients compute earlier, later or again is not in the count.
+    activation_bytes: what a micro-batch's forward pass leaves in memory for its backward pass, in fp32.
     decoding: operations of decoding one sentence to `shape.target_length` tokens with `beam` hypotheses.
     """
 
@@ -78,40 +80,30 @@ def costs(config: RunConfig, shape: Shape, vocabularies: tuple[int, int]) -> Cos
 
     with torch.device("meta"):
         model = build_model(config.model, *vocabularies, config.loss)
-        slot = TranslationSlot(_batch(shape), _BlankDropout(0, 1, 0), shape.target_tokens, 0)
-        kept = SavedForBackward(model)
-        with kept:
+        slot = blank_slot(batch_of(shape), shape.target_tokens)
+        with plain_autograd():
             forward, loss = _forward(model, slot)
-        backward = _counted(loss.backward)
+            backward = _counted(loss.backward)
+        model.zero_grad()
+        with Allocations() as kept:
+            loss = _forward(model, slot)[1]
+        activation_bytes = kept.alive
         with torch.no_grad():
             decoding = _decoding(model, shape, config.search.beam)
-    return Costs(shape, config.search.beam, parameters_by_module(model), forward, backward, kept.bytes, decoding)
+    return Costs(shape, config.search.beam, parameters_by_module(model), forward, backward, activation_bytes, decoding)
 
 
-class SavedForBackward(AbstractContextManager["SavedForBackward"]):
-    """Counts the memory that autograd keeps of a forward pass for the backward pass, each storage once.
+def batch_of(shape: Shape) -> Batch:
+    """A batch of any tokens."""
+    source = torch.zeros(shape.sentences, shape.source_length, dtype=torch.int64)
+    target = torch.zeros(shape.sentences, shape.target_length, dtype=torch.int64)
+    lengths = [torch.full((shape.sentences,), length) for length in (shape.source_length, shape.target_length)]
+    return Batch(source, lengths[0], target, target, lengths[1])
 
-    bytes: so far, without the model's parameters, which are there anyway.
-    """
 
-    def __init__(self, model: torch.nn.Module):
-        self._seen = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
-        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._keep, lambda tensor: tensor)
-        self.bytes = 0
-
-    def __enter__(self) -> SavedForBackward:
-        self._hooks.__enter__()
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self._hooks.__exit__(*_)
-
-    def _keep(self, tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in self._seen:
-            self._seen.add(storage._cdata)  # it lives as long as the graph, so no other takes its address meanwhile
-            self.bytes += storage.nbytes()
-        return tensor
+def blank_slot(batch: Batch, target_tokens: int) -> TranslationSlot:
+    """A slot of a training step whose dropout masks have no content."""
+    return TranslationSlot(batch, _BlankDropout(0, 1, 0), target_tokens, 0)
 
 
 @dataclass(frozen=True)
@@ -154,11 +146,3 @@ def _decoding(model: Seq2Seq, shape: Shape, beam: int) -> int:
     growth = _counted(lambda: model.step(tokens, state, encoded)) - first.get_total_flops()
     steps = shape.target_length
     return int(encoding.get_total_flops() + steps * first.get_total_flops() + growth * (steps * (steps - 1) // 2))
-
-
-def _batch(shape: Shape) -> Batch:
-    """A batch of any tokens."""
-    source = torch.zeros(shape.sentences, shape.source_length, dtype=torch.int64)
-    target = torch.zeros(shape.sentences, shape.target_length, dtype=torch.int64)
-    lengths = [torch.full((shape.sentences,), length) for length in (shape.source_length, shape.target_length)]
-    return Batch(source, lengths[0], target, target, lengths[1])

@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ import torch
 
 from distributed.strategy import Stage, Strategy, Workload, WorkloadSpec
 from nmt import registry
-from nmt.profiling.costs import SavedForBackward
+from nmt.profiling.counting import Allocations
 from nmt.training.device import peak_memory_bytes
 from nmt.training.workload import TranslationWorkload
 
@@ -23,16 +24,17 @@ if TYPE_CHECKING:
     from nmt.config.schema import RunConfig
     from nmt.data.prepare import PreparedData
 
-DATA, BACKWARD, UPDATE = "data", "backward", "update"
+DATA, UPDATE = "data", "update"
 
 
 @dataclass(frozen=True)
 class Measurements:
     """What steps of a run took, on average over `steps` of them. Times are in seconds, memory in bytes.
 
-    phases: `data` (batches, and their way to the device), each stage of the model, `backward` (with the sum of
-        gradients over slots and its norm), `update` (clipping and the update rule). They add up to the whole step.
-    activation_bytes: the most that a slot of the first step kept for its backward pass.
+    phases: `data` (batches, and their way to the device), each stage of the model, the backward pass of each in the
+        order in which they come (`backward_of`), `update` (sum over slots, norm and clipping of the gradient, and the
+        update rule). They add up to the whole step.
+    activation_bytes: the most that the forward pass of a slot of the first step left for its backward pass.
     state_bytes: parameters and the optimizer's state, by name.
     peak_bytes: the most memory that the process held: resident, or allocated on the GPU.
     """
@@ -56,33 +58,37 @@ class Measurements:
         return self.target_tokens / self.seconds
 
 
+def backward_of(stage: str) -> str:
+    """The name of the phase in which the gradients of a stage are computed."""
+    return f"{stage} backward"
+
+
 class WatchedWorkload:
     """A workload that keeps time between the things it is asked for.
 
-    A strategy asks for a slot, runs the stages on it, and for the learning rate once all gradients are there. What lies
-    between those calls is the strategy's own work, and the call before tells which.
+    A strategy asks for a slot and runs the stages on it; then its gradients pass, last stage first, what lies between
+    two stages. Whatever time is between two of these events belongs to the phase that the former began.
     """
 
     def __init__(self, workload: Workload, synchronize: Callable[[], None]):
         self.inner, self.synchronize = workload, synchronize
         self.plan, self.optimizer, self.device = workload.plan, workload.optimizer, workload.device
         self.seconds: defaultdict[str, float] = defaultdict(float)
-        self.saved: SavedForBackward | None = None  # set to have each slot's forward pass weighed
-        self.most_saved = 0
-        self._own_work, self._mark = DATA, 0.0
+        self.kept: Allocations | None = None  # set to have each slot's forward pass weighed
+        self.most_kept = 0
+        self._phase, self._mark = DATA, 0.0
 
     def begin(self) -> None:
         """A step begins."""
-        self._own_work, self._mark = DATA, self._now()
+        self._phase, self._mark = DATA, self._now()
 
     def end(self) -> None:
         """A step is done."""
-        self._add(self._own_work)
+        self._enter(DATA)
 
     def build_model(self) -> torch.nn.Module:
         """See `Workload`."""
-        self.model = self.inner.build_model()
-        return self.model
+        return self.inner.build_model()
 
     def stages(self, model: torch.nn.Module) -> Sequence[Stage]:
         """Those of the workload, timed."""
@@ -95,17 +101,14 @@ class WatchedWorkload:
 
     def slot(self, index: int, slot: int, probe: bool = False) -> Any:
         """See `Workload`."""
-        self._add(self._own_work)
+        self._enter(DATA)
         try:
             return self.inner.slot(index, slot, probe)
         finally:
-            self._own_work = DATA
-            self._add(DATA)
+            self._enter(UPDATE)  # until a stage begins: what a strategy does of its own is part of that
 
     def learning_rate(self, index: int) -> float:
         """See `Workload`."""
-        self._add(self._own_work)
-        self._own_work = UPDATE
         return self.inner.learning_rate(index)
 
     def autocast(self) -> AbstractContextManager[Any]:
@@ -114,20 +117,29 @@ class WatchedWorkload:
 
     def run_stage(self, stage: Stage, last: bool, slot: Any, carried: Mapping[str, torch.Tensor]) -> Any:
         """One stage on one slot; called by the stages that `stages` hands out."""
-        self._add(self._own_work)
-        with self.saved or nullcontext():
+        self._enter(stage.name)
+        with self.kept or nullcontext():
             result = stage(slot, carried)
-        if last and self.saved:
-            self.most_saved = max(self.most_saved, self.saved.bytes)
-            self.saved = SavedForBackward(self.model)
-        self._add(stage.name)
-        self._own_work = BACKWARD if last else stage.name
+        for tensor in result.values():
+            if tensor.requires_grad:
+                tensor.register_hook(partial(self._reach_backwards, stage.name, last))
+        self._enter(UPDATE)
         return result
 
-    def _add(self, phase: str) -> None:
+    def _reach_backwards(self, stage: str, last: bool, gradient: torch.Tensor) -> None:
+        """The backward pass has come to what a stage put out."""
+        if last:
+            if self.kept:
+                self.most_kept = max(self.most_kept, self.kept.alive)
+                self.kept = Allocations()
+            # torch's own distributed wrappers learn in this way that a backward pass is done.
+            torch.autograd.Variable._execution_engine.queue_callback(partial(self._enter, UPDATE))
+        self._enter(backward_of(stage))
+
+    def _enter(self, phase: str) -> None:
         now = self._now()
-        self.seconds[phase] += now - self._mark
-        self._mark = now
+        self.seconds[self._phase] += now - self._mark
+        self._phase, self._mark = phase, now
 
     def _now(self) -> float:
         self.synchronize()
@@ -172,9 +184,9 @@ def measure(
     strategy: Strategy = registry.lookup("strategy", "single", "distribution.name")()
     try:
         strategy.start(_Given("", {}, watched))
-        watched.saved = SavedForBackward(watched.model)
+        watched.kept = Allocations()
         strategy.step(1)
-        watched.saved = None
+        watched.kept = None
         for index in range(2, warmup + 1):
             strategy.step(index)
         watched.seconds.clear()
@@ -183,6 +195,7 @@ def measure(
             watched.begin()
             stats.append(strategy.step(index))
             watched.end()
+        watched.seconds[UPDATE] = watched.seconds.pop(UPDATE)  # the last one in a step, and so in a report
         phases = {phase: seconds / steps for phase, seconds in watched.seconds.items()}
         if trace:
             with _traced(trace, device):
@@ -195,7 +208,7 @@ def measure(
         phases=phases,
         source_tokens=sum(one.source_tokens for one in stats) / steps,
         target_tokens=sum(one.target_tokens for one in stats) / steps,
-        activation_bytes=watched.most_saved,
+        activation_bytes=watched.most_kept,
         state_bytes={"parameters": _bytes(state["parameters"])}
         | {name: _bytes(values) for name, values in state["optimizer"].items()},
         peak_bytes=peak_memory_bytes(device),

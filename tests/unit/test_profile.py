@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,8 +14,9 @@ from nmt.config.schema import RunConfig
 from nmt.data.prepare import prepare
 from nmt.models.parameters import planned_parameters
 from nmt.profile import ProfileOptions, profile
-from nmt.profiling.costs import SavedForBackward, Shape, costs
-from nmt.profiling.phases import measure
+from nmt.profiling.costs import Shape, costs
+from nmt.profiling.counting import Allocations
+from nmt.profiling.phases import backward_of, measure
 from nmt.profiling.report import report
 from nmt.training.workload import TranslationWorkload
 
@@ -25,6 +27,8 @@ TINY = [
 ]  # fmt: skip
 SMALL = ["model.embedding.units=3", "model.encoder.units=5", "model.decoder.units=7", "model.decoder.layers=1",
          "model.attention.units=4", "search.beam=2", "search.n_best=1"]  # fmt: skip
+
+STAGES = ("encoder", "decoder", "output")
 
 
 def tiny(tmp_path: Path, *overrides: str) -> RunConfig:
@@ -80,11 +84,33 @@ def test_a_step_that_grows_is_counted_to_the_end(tmp_path: Path) -> None:
 
 def test_memory_kept_for_the_backward_pass_counts_each_storage_once() -> None:
     layer = torch.nn.Linear(8, 8, bias=False)
-    x = torch.ones(16, 8, requires_grad=True)
-    with SavedForBackward(layer) as saved:
-        y = layer(x).exp()  # keeps x, and its own output; the weight is a parameter
-        (y * y).sum()  # keeps y, which is there already
-    assert saved.bytes == 2 * 16 * 8 * 4
+    x = torch.ones(16, 8)  # made before
+    with Allocations() as kept:
+        y = layer(x).exp()  # keeps its own output; what it read is gone
+        z = (y * y).sum()  # keeps y, which is there already
+    assert kept.alive == 16 * 8 * 4 + 4
+    assert kept.largest == 16 * 8 * 4
+    del y, z
+    assert kept.alive == 0
+
+
+def test_memory_that_a_hand_written_function_keeps_counts_too() -> None:
+    class Doubled(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+            ctx.own = x.exp()
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+            return gradient * ctx.own
+
+    x = torch.ones(10, requires_grad=True)
+    with Allocations() as kept:
+        y = Doubled.apply(x)
+    assert kept.alive == 2 * 10 * 4
+    y.sum().backward()
+    assert x.grad is not None
 
 
 def test_activations_that_are_planned_are_those_of_a_step_and_the_report_holds_every_figure(tmp_path: Path) -> None:
@@ -105,7 +131,7 @@ def test_activations_that_are_planned_are_those_of_a_step_and_the_report_holds_e
 def test_phases_cover_the_step_and_change_nothing_in_it(tmp_path: Path) -> None:
     config = tiny(tmp_path, "batch.micro_batches=2")
     found = measure(config, prepare(config), "cpu", steps=2, warmup=1)
-    assert list(found.phases) == ["data", "encoder", "decoder", "output", "backward", "update"]
+    assert set(found.phases) == {"data", "update", *STAGES, *map(backward_of, STAGES)}
     assert all(seconds > 0 for seconds in found.phases.values())
     assert found.seconds == pytest.approx(sum(found.phases.values()))
     assert (found.source_tokens, found.target_tokens) == (70, 70)
@@ -137,7 +163,8 @@ def test_time_is_told_by_who_had_it(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(phases.time, "perf_counter", lambda: clock[0])
     config = tiny(tmp_path, *SMALL, "batch.micro_batches=2")
     found = measure(config, prepare(config), "cpu", steps=3, warmup=1)
-    assert found.phases == {"data": 20, "encoder": 2, "decoder": 2, "output": 2, "backward": 0, "update": 100}
+    forward = dict.fromkeys(STAGES, 2)
+    assert found.phases == {"data": 20, "update": 100, **forward, **dict.fromkeys(map(backward_of, STAGES), 0)}
 
 
 def test_a_missing_corpus_leaves_out_what_it_takes_and_says_why(tmp_path: Path) -> None:
