@@ -95,7 +95,13 @@ class PairwiseSum:
 
 
 def chunks(*buffers: torch.Tensor, size: int = 8 * CHUNK) -> Iterator[tuple[torch.Tensor, ...]]:
-    """Cut buffers of one length at the same chunk borders, so that an update works in the cache."""
+    """Cut buffers of one length at the same chunk borders, so that an update works in the cache.
+
+    On a GPU, where each piece would cost launches instead, they stay whole.
+    """
+    if buffers[0].is_cuda:
+        yield buffers
+        return
     for start in range(0, buffers[0].numel(), size):
         yield tuple(buffer[start : start + size] for buffer in buffers)
 

@@ -49,7 +49,8 @@ class Adam:
             [state["first_moment"]],
             [state["second_moment"]],
             [],
-            [torch.tensor(float(update - 1), device=values.device)],
+            # Filled on the device: copying the number to a GPU would make the host wait for all that it has launched.
+            [torch.full((), float(update - 1), device=values.device)],
             fused=True,
             amsgrad=False,
             beta1=self.beta1,

@@ -25,6 +25,7 @@ from nmt.models.seq2seq import Seq2Seq, build_model, embedding_tables
 from nmt.models.watch import GradientWatch
 from nmt.training.faults import Faults
 from nmt.training.schedule import learning_rate
+from nmt.training.transfer import to_device
 
 # Keys of the `optimizer` section that a rule is given where its constructor has a parameter of that name.
 OPTIMIZER_KEYS = ("beta1", "beta2", "epsilon", "epsilon_form", "momentum")
@@ -80,7 +81,7 @@ class TranslationWorkload:
             self._faults.reach("slot", index)
         batch = collate(*self._sentences(index, slot), self._source_time(index))
         return TranslationSlot(
-            batch=Batch(*(tensor.to(self.device, non_blocking=True) for tensor in batch)),
+            batch=to_device(batch, self.device),
             dropout=AddressedDropout(self.config.seed, index, slot),
             target_tokens=int(batch.target_lengths.sum()),
             source_tokens=int(batch.source_lengths.sum()),
