@@ -68,7 +68,7 @@ def check_packages() -> None:
 def _call(verb: str, words: list[str]) -> int:
     if verb not in VERBS:
         raise UserError(f"unknown verb '{verb}'", allowed=list(VERBS), hint=did_you_mean(verb, VERBS))
-    from nmt.registry import load
+    from distributed.strategy import load
 
     return int(load(VERBS[verb][0])(words))
 

@@ -170,9 +170,10 @@ def main(argv: Sequence[str]) -> int:
         epilog=_EXAMPLES,
         rest=True,
     )
-    from nmt.config.override import refuse_unknown
+    if words:  # otherwise two files are scored without loading Hydra
+        from nmt.config.override import refuse_unknown
 
-    refuse_unknown(words, names(EvaluateOptions))
+        refuse_unknown(words, names(EvaluateOptions))
     if options.grid or options.sweep:
         from nmt.registry import load
 

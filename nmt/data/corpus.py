@@ -9,10 +9,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nmt import registry
-from nmt.config.schema import DataConfig, SplitConfig
 from nmt.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from nmt.config.schema import DataConfig, SplitConfig
 
 
 @dataclass(frozen=True)

@@ -74,6 +74,20 @@ sys.exit(code)
     assert done.stdout.startswith("Usage: nmt")
 
 
+def test_two_files_are_scored_without_composing_anything(tmp_path: Path) -> None:
+    text = tmp_path / "text"
+    text.write_text("a word or two\n")
+    code = f"""
+import sys
+from nmt.cli import main
+code = main(["evaluate", "hypotheses={text}", "references={text}"])
+print([name for name in ("hydra", "torch") if name in sys.modules], file=sys.stderr)
+sys.exit(code)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "[]\n")
+
+
 def test_the_strategy_interface_loads_no_torch() -> None:
     code = "import sys, distributed.strategy; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
