@@ -30,9 +30,10 @@ class Translation:
 
 @dataclass(frozen=True)
 class TranslatedLine:
-    """A line, its source tokens as they are written (without EOS), and its translations, best first.
+    """A line and its translations, best first.
 
-    `trace` is what the search did step by step, where it was asked for and the line is not empty.
+    source: where attention was asked for, the source tokens as they are written (without EOS), one a column of weights.
+    trace: what the search did step by step, where it was asked for and the line is not empty.
     """
 
     line: str
@@ -57,7 +58,7 @@ def translate_lines(
     Parameters
     ----------
     prefixes: what the output of each line begins with; "" forces nothing.
-    attention: whether hypotheses carry their attention weights.
+    attention: whether hypotheses carry their attention weights, and lines the source tokens that these go to.
     trace: whether lines carry the steps of their search.
     """
     data = loaded.config.data
@@ -82,7 +83,7 @@ def translate_lines(
     return [
         TranslatedLine(
             line=line,
-            source=post.source_tokens(line),
+            source=post.source_tokens(line) if attention else [],
             translations=[Translation(post.text(found, line), found) for found in hypotheses],
             trace=traces.get(number) if traces else None,
         )
