@@ -11,10 +11,13 @@ from torch.nn import functional as F
 
 from nmt.config.schema import DecoderConfig
 from nmt.models.attention import Attention, Memory, NoAttention
-from nmt.models.cells import CellStack, State
+from nmt.models.cells import Cell, CellStack, State
 from nmt.models.dropout import Dropout
 from nmt.models.encoder import EncoderOutput
 from nmt.models.layers import Affine
+from nmt.models.packing import Packing
+from nmt.models.plain import is_plain
+from nmt.models.recurrent.decoder_loop import Attended, Layer, decode_sequence
 from nmt.models.residual import Residual
 from nmt.models.watch import GradientWatch
 
@@ -25,13 +28,13 @@ Feed = Callable[[int, Tensor], Tensor]
 
 
 class _Masks(NamedTuple):
-    """Dropout masks of one step: of each layer's input (see `_Inputs` for the first one's) and of each output."""
+    """Dropout masks of one step: of each layer's input (see `Inputs` for the first one's) and of each output."""
 
     inputs: list[Tensor | None]
     outputs: list[Tensor | None]
 
 
-class _Inputs(NamedTuple):
+class Inputs(NamedTuple):
     """What the embeddings of a step, or of all steps, contribute to the stack's input; the context's share comes later.
 
     entry: their share of what enters the stack [..., widths]: of [embedding; context] itself, or of its transform.
@@ -42,10 +45,10 @@ class _Inputs(NamedTuple):
     entry: Tensor
     projected: Tensor | None
 
-    def by_step(self) -> list[_Inputs]:
+    def by_step(self) -> list[Inputs]:
         """[time, batch, …] cut into steps."""
         time = len(self.entry)
-        return [_Inputs(*parts) for parts in zip(self.entry.unbind(0), _by_step(self.projected, time), strict=True)]
+        return [Inputs(*parts) for parts in zip(self.entry.unbind(0), _by_step(self.projected, time), strict=True)]
 
 
 class RecurrentDecoder(nn.Module):
@@ -97,6 +100,53 @@ class RecurrentDecoder(nn.Module):
         state_units] the cells' first states side by side. `feed`, where it is given, makes the embeddings of every step
         but the first. `watch` is told of each layer's output at each step, before dropout, as "decoder.<layer>".
         """
+        loop = None if feed is not None or is_plain() else self._loop(embedded, memory, dropout)
+        if loop is None:
+            return self._unrolled(embedded, memory, first, dropout, feed, watch)
+        tops, contexts = decode_sequence(embedded, first, self.residual, *loop, watch)
+        return self._mix(tops, contexts)
+
+    def _loop(
+        self, embedded: Tensor, memory: Memory, dropout: Dropout
+    ) -> tuple[list[Layer], Attended | None] | None:
+        """What the hand-written loop works on; None where a cell or the attention has no kernel."""
+        cells, attended = list(self.cells), None
+        kernels = [cell.usable_kernel() for cell in cells]
+        if isinstance(self.attention, Attention):
+            kernel = self.attention.usable_kernel()
+            if kernel is None:
+                return None
+            keys, parameters = self.attention.kernel_inputs(memory)
+            query = self.attention.query if isinstance(self.attention.query, nn.Linear) else None
+            like = embedded.dtype
+            attended = Attended(
+                kernel,
+                keys.to(like),
+                memory.values.to(like),
+                memory.mask,
+                parameters,
+                None if query is None else query.weight,
+                None if query is None else query.bias,
+            )
+        layers = []
+        for number, (cell, kernel_of_cell) in enumerate(zip(cells, kernels, strict=True)):
+            if kernel_of_cell is None:
+                return None
+            inputs, outputs = self._cell_masks(number, cell, embedded, dropout)
+            given = (cell.input_weight, cell.input_bias(), cell.kernel_parameters())
+            layers.append(Layer(kernel_of_cell, cell.state_parts, cell.units, *given, inputs, outputs))
+        return layers, attended
+
+    def _unrolled(
+        self,
+        embedded: Tensor,
+        memory: Memory,
+        first: Tensor,
+        dropout: Dropout,
+        feed: Feed | None,
+        watch: GradientWatch | None,
+    ) -> Tensor:
+        """`forward` step by step, with autograd's own gradients."""
         time, batch, _ = embedded.shape
         embedding_mask, masks = self._draw_masks(embedded, dropout)
         given = time if feed is None else 1  # steps whose embeddings are known from the start
@@ -104,7 +154,7 @@ class RecurrentDecoder(nn.Module):
         embedding_masks = _by_step(embedding_mask, time)
         states = self._by_cell(first.split(self.units, dim=-1))
         context = first.new_zeros(batch, self.attention.context_units)
-        columns = self._context_columns()
+        columns, whole = self._context_columns(), Packing(batch, 1)
         tops: list[Tensor] = []
         contexts: list[Tensor] = []
         for t in range(time):
@@ -112,7 +162,7 @@ class RecurrentDecoder(nn.Module):
                 inputs = known[t]
             else:
                 inputs = self._contribute(feed(t, self._mix(tops[-1], context)), embedding_masks[t])
-            states, top, context, _ = self._advance(inputs, columns, states, context, memory, masks[t])
+            states, top, context, _ = self._advance(inputs, columns, states, context, memory, masks[t], whole)
             if watch is not None:
                 for layer, state in enumerate(states):
                     watch(f"decoder.{layer}", state[0])
@@ -131,29 +181,42 @@ class RecurrentDecoder(nn.Module):
 
         `embedded` [batch, k, e] holds the embeddings of the previous tokens.
         """
-        batch, k, _ = embedded.shape
-        *parts, context = (part.flatten(0, 1) for part in state)
+        grid = embedded.shape[:2]
+        inputs, rows = self.contribute(embedded.flatten(0, 1)), tuple(part.flatten(0, 1) for part in state)
+        mix, new, weights = self.step_rows(inputs, rows, memory, Packing(*grid))
+        return mix.unflatten(0, grid), tuple(part.unflatten(0, grid) for part in new), weights
+
+    def step_rows(
+        self, inputs: Inputs, state: DecoderState, memory: Memory, packing: Packing
+    ) -> tuple[Tensor, DecoderState, Tensor]:
+        """One step of the hypotheses that `packing` says: mix [rows, h], next state, weights [batch, k, time].
+
+        `inputs` are what the previous tokens contribute, see `contribute`; the state's parts are [rows, ...].
+        """
+        *parts, context = state
         states = self._by_cell(parts)
-        inputs = self._contribute(embedded.flatten(0, 1), None)
         nothing: list[Tensor | None] = [None] * len(states)
+        masks = _Masks(nothing, nothing)
         states, top, context, weights = self._advance(
-            inputs, self._context_columns(), states, context, memory, _Masks(nothing, nothing), k
+            inputs, self._context_columns(), states, context, memory, masks, packing
         )
-        new = (*(part for state in states for part in state), context)
-        mix = self._mix(top, context)
-        return mix.unflatten(0, (batch, k)), tuple(part.unflatten(0, (batch, k)) for part in new), weights
+        return self._mix(top, context), (*(part for state in states for part in state), context), weights
+
+    def contribute(self, embedded: Tensor) -> Inputs:
+        """What embeddings [..., e] contribute to the stack's input, before any context is known."""
+        return self._contribute(embedded, None)
 
     def _advance(
         self,
-        inputs: _Inputs,
+        inputs: Inputs,
         columns: Tensor,
         states: list[State],
         context: Tensor,
         memory: Memory,
         masks: _Masks,
-        k: int = 1,
+        packing: Packing,
     ) -> tuple[list[State], Tensor, Tensor, Tensor]:
-        """One step for batch · k rows, from the embeddings' contribution and the last context [rows, C]."""
+        """One step of the rows at hand, from the embeddings' contribution and the last context [rows, C]."""
         entry, projected = self._enter(inputs, columns, context, masks.inputs[0])
         new: list[State] = []
         passed = [entry]
@@ -162,15 +225,15 @@ class RecurrentDecoder(nn.Module):
                 projected = cell.project_inputs(_masked(passed[-1], masks.inputs[layer]))
             new.append(cell.step(projected, states[layer]))
             passed.append(self.residual.combine(_masked(new[-1][0], masks.outputs[layer]), passed))
-        contexts, weights = self.attention.attend(passed[-1].unflatten(0, (-1, k)), memory)
-        return new, passed[-1], contexts.flatten(0, 1), weights
+        contexts, weights = self.attention.attend(packing.spread(passed[-1]), memory)
+        return new, passed[-1], packing.pick(contexts), weights
 
-    def _contribute(self, embedded: Tensor, mask: Tensor | None) -> _Inputs:
+    def _contribute(self, embedded: Tensor, mask: Tensor | None) -> Inputs:
         """What embeddings [..., e] contribute to the stack's input; `mask` is the first cell's on them."""
         transform = self.residual.input_transform
         if transform is not None:
-            return _Inputs(F.linear(embedded, transform.weight[:, : self.embedding_units], transform.bias), None)
-        return _Inputs(embedded, self.cells.first.project_inputs(_masked(embedded, mask)))
+            return Inputs(F.linear(embedded, transform.weight[:, : self.embedding_units], transform.bias), None)
+        return Inputs(embedded, self.cells.first.project_inputs(_masked(embedded, mask)))
 
     def _context_columns(self) -> Tensor:
         """The weight that the context meets in the input transform or in the first cell, transposed for `addmm`."""
@@ -179,7 +242,7 @@ class RecurrentDecoder(nn.Module):
             return transform.weight[:, self.embedding_units :].t()
         return self.cells.first.input_columns(self.embedding_units)
 
-    def _enter(self, inputs: _Inputs, columns: Tensor, context: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _enter(self, inputs: Inputs, columns: Tensor, context: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """What enters the stack (of use to residual connections), and the first cell's projected input [rows, gates].
 
         `mask` is that of the context, or with an input transform that of the whole transformed input.
@@ -214,16 +277,22 @@ class RecurrentDecoder(nn.Module):
         inputs: list[tuple[Tensor | None, ...]] = []
         outputs: list[tuple[Tensor | None, ...]] = []
         for layer, cell in enumerate(self.cells):
-            shape = (time, batch, cell.input_units)
-            mask = dropout.mask(f"decoder.{layer}.input", shape, self.config.dropout_input, embedded)
+            mask, output_mask = self._cell_masks(layer, cell, embedded, dropout)
             if layer == 0 and mask is not None and self.residual.input_transform is None:
                 embedding_mask, mask = mask[..., :width], mask[..., width:]
             inputs.append(_by_step(mask, time))
-            shape = (time, batch, cell.units)
-            mask = dropout.mask(f"decoder.{layer}.output", shape, self.config.dropout_output, embedded)
-            outputs.append(_by_step(mask, time))
+            outputs.append(_by_step(output_mask, time))
         steps = zip(zip(*inputs, strict=True), zip(*outputs, strict=True), strict=True)
         return embedding_mask, [_Masks(list(ins), list(outs)) for ins, outs in steps]
+
+    def _cell_masks(
+        self, layer: int, cell: Cell, embedded: Tensor, dropout: Dropout
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Masks of a cell's input [time, batch, in] and output [time, batch, units]."""
+        steps = embedded.shape[:2]
+        inputs = dropout.mask(f"decoder.{layer}.input", (*steps, cell.input_units), self.config.dropout_input, embedded)
+        outputs = dropout.mask(f"decoder.{layer}.output", (*steps, cell.units), self.config.dropout_output, embedded)
+        return inputs, outputs
 
 
 def _by_step(x: Tensor | None, time: int) -> tuple[Tensor | None, ...]:
