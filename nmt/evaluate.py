@@ -212,15 +212,15 @@ def table(metrics: Mapping[str, Any], signatures: Mapping[str, str]) -> str:
 
 
 def _evaluate_checkpoints(options: EvaluateOptions, words: Sequence[str]) -> int:
-    from nmt.config import load_run_config
     from nmt.config.override import override
-    from nmt.evaluation.models import find_checkpoints, run_of
+    from nmt.evaluation.models import configurations, find_checkpoints, run_of
     from nmt.evaluation.progress import progress_bar
 
     paths = find_checkpoints(options.run, options.checkpoint, options.runs, "nmt evaluate")
     store, run_id = run_of(paths[0])
     directory = store.directory(run_id)
-    config = override(load_run_config(directory / "config.yaml"), words, options=names(EvaluateOptions))
+    first, *others = configurations(paths)
+    config = override(first, words, options=names(EvaluateOptions), members=others)
     config = placed(config, directory, options.device, options.threads)
     best_of_one_run = len(options.run) == 1
     with progress_bar("decoding") as progress:

@@ -74,17 +74,17 @@ def main(argv: Sequence[str]) -> int:
         rest=True,
     )
     _check(options)
-    from nmt.config import load_run_config
     from nmt.config.override import refuse_unknown
     from nmt.config.widths import NO_ATTENTION
-    from nmt.evaluation.models import find_checkpoints, run_of
+    from nmt.evaluation.models import configurations, find_checkpoints, run_of
 
     refuse_unknown(words, names(TranslateOptions))
     checkpoints = find_checkpoints(options.run, options.checkpoint, options.runs, "nmt translate")
     store, run_id = run_of(checkpoints[0])
     directory = store.directory(run_id)
-    config = _override(load_run_config(directory / "config.yaml"), options, words)
-    if options.attention and config.model.attention.name in NO_ATTENTION:
+    members = configurations(checkpoints)
+    config = _override(members, options, words)
+    if options.attention and all(member.model.attention.name in NO_ATTENTION for member in members):
         raise UserError(f"attention '{config.model.attention.name}' has no weights", where="attention")
     config = placed(config, directory, options.device, options.threads)
     with contextlib.ExitStack() as stack:
@@ -170,13 +170,17 @@ def _count_on(bar: Callable[[int, int], None], before: int, done: int, total: in
     bar(before + done, before + total)
 
 
-def _override(config: RunConfig, options: TranslateOptions, words: Sequence[str]) -> RunConfig:
-    """The run's configuration with the search that the command line asks for; short keys are those of `search.`."""
+def _override(members: Sequence[RunConfig], options: TranslateOptions, words: Sequence[str]) -> RunConfig:
+    """The first member's configuration with the search that the command line asks for.
+
+    Short keys are those of `search.`.
+    """
     from nmt.config.override import SEARCH, override
 
+    config, *others = members
     given = {name: getattr(options, name) for name in SHORT_KEYS if getattr(options, name) is not None}
     named = {word.partition("=")[0] for word in words}
     if options.beam is not None and options.beam < config.search.n_best and not named & {"search", "search.n_best"}:
         given.setdefault("n_best", options.beam)  # a narrower beam than the run's own says enough
     words = [*words, *(f"search.{name}={value}" for name, value in given.items())]
-    return override(config, words, SEARCH, names(TranslateOptions))
+    return override(config, words, SEARCH, names(TranslateOptions), others)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -19,13 +20,18 @@ TEST_TEXT = ("search.", "data.dir", "data.test.", "paths.cache")
 
 
 def override(
-    config: RunConfig, words: Sequence[str], overridable: Sequence[str] = TEST_TEXT, options: Sequence[str] = ()
+    config: RunConfig,
+    words: Sequence[str],
+    overridable: Sequence[str] = TEST_TEXT,
+    options: Sequence[str] = (),
+    members: Sequence[RunConfig] = (),
 ) -> RunConfig:
     """`config` changed by `words`: `search=<name>` stands for a whole search, single keys change it further.
 
     `overridable` are the beginnings of the keys that may change; `options` are the verb's own keys, one of which a
-    misspelt word may mean. Raises UserError for an unknown key or option, a value that does not fit, and a key that
-    would make it another training.
+    misspelt word may mean. `members` are the others of an ensemble that `config` leads: a search that needs attention
+    fits where one of them has it. Raises UserError for an unknown key or option, a value that does not fit, and a key
+    that would make it another training.
     """
     data = OmegaConf.create(to_dict(config))
     for word in sorted(words, key=lambda word: not word.startswith("search=")):  # an option first, then single keys
@@ -43,8 +49,21 @@ def override(
         except (UserError, OmegaConfBaseException, YAMLError) as error:
             raise UserError(f"'{value}' does not fit", where=key) from error
     changed = from_dict(OmegaConf.to_container(data))  # type: ignore[arg-type]
-    validate(changed)
+    try:
+        validate(changed)
+    except UserError:
+        if not any(_fits(changed, member) for member in members):
+            raise
     return changed
+
+
+def _fits(changed: RunConfig, member: RunConfig) -> bool:
+    """Whether another member of the ensemble could decode as `changed` says."""
+    try:
+        validate(replace(member, search=changed.search, data=changed.data))
+    except UserError:
+        return False
+    return True
 
 
 def refuse_unknown(words: Sequence[str], options: Sequence[str] = ()) -> None:

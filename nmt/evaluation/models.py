@@ -10,6 +10,8 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
+from nmt.config import RunConfig, load_run_config
+from nmt.config.widths import NO_ATTENTION
 from nmt.errors import UserError
 from nmt.runs import RunStore, locate_run
 from nmt.search.ensemble import Ensemble
@@ -55,6 +57,11 @@ def run_of(checkpoint: Path) -> tuple[RunStore, str]:
     return locate_run(str(directory))
 
 
+def configurations(checkpoints: Sequence[Path]) -> list[RunConfig]:
+    """Of each checkpoint file the configuration of its run. Raises UserError where it lies in no run directory."""
+    return [load_run_config(store.directory(run_id) / "config.yaml") for store, run_id in map(run_of, checkpoints)]
+
+
 def load_models(paths: Sequence[Path], combination: str = "log_prob", device: str = "cpu") -> LoadedModel:
     """The model of one checkpoint, or several as one that averages their next-token distributions.
 
@@ -70,7 +77,11 @@ def load_models(paths: Sequence[Path], combination: str = "log_prob", device: st
         _check_members(first, paths[0], member, path)
     return replace(
         first,
-        model=Ensemble([member.model for member in members], combination),
+        model=Ensemble(
+            [member.model for member in members],
+            combination,
+            [member.config.model.attention.name not in NO_ATTENTION for member in members],
+        ),
         digest=ensemble_digest([member.digest for member in members], combination),
     )
 

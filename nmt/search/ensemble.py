@@ -20,16 +20,24 @@ class Ensemble:
     members: models with one target vocabulary that read the same source tokens; on one device, in evaluation mode.
     combination: `log_prob`, the mean of log-probabilities, renormalised (a geometric mean), or `prob`, the mean of
         probabilities. With one member both are that member, bit for bit.
+    attends: of each member, whether it has attention; None: all have. Weights are the mean over those that have, since
+        one without gives zeros, or None where none has.
 
-    Its attention weights are the mean of those of members that have any. Raises ValueError where there is no member.
+    Raises ValueError where there is no member.
     """
 
-    def __init__(self, members: Sequence[TranslationModel], combination: str = "log_prob"):
+    def __init__(
+        self,
+        members: Sequence[TranslationModel],
+        combination: str = "log_prob",
+        attends: Sequence[bool] | None = None,
+    ):
         if not members:
             raise ValueError("an ensemble of no models")
         if combination not in ("log_prob", "prob"):
             raise ValueError(f"unknown combination '{combination}'")
         self.members, self.combination = list(members), combination
+        self.attends = [True] * len(members) if attends is None else list(attends)
 
     def encode(self, source: Tensor, lengths: Tensor) -> tuple[Any, ...]:
         """What each member makes of the sentences."""
@@ -46,7 +54,11 @@ class Ensemble:
         steps = [
             member.step(tokens, own, memory) for member, own, memory in zip(self.members, state, encoded, strict=True)
         ]
-        weights = [attention for _, _, attention in steps if attention is not None]
+        weights = [
+            attention
+            for (_, _, attention), attends in zip(steps, self.attends, strict=True)
+            if attends and attention is not None
+        ]
         return (
             self._combined([logits for logits, _, _ in steps]),
             tuple(after for _, after, _ in steps),

@@ -67,6 +67,17 @@ def second_run_id(second_config: RunConfig) -> str:
     return outcome.run_id
 
 
+@pytest.fixture(scope="session")
+def blind_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a run whose model has no attention."""
+    from nmt.train import train
+
+    runs = tmp_path_factory.mktemp("blind") / "runs"
+    outcome = train(tiny_run(runs, "model/attention=none_state", "model/bridge=projection"))
+    assert outcome.state == "finished"
+    return runs / outcome.run_id
+
+
 @pytest.fixture
 def runs(config: RunConfig, run_id: str, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("NMT_RUNS", config.paths.runs)

@@ -209,6 +209,26 @@ def test_members_of_an_ensemble_read_text_alike(nmt: Command, store: Path, run_i
     assert said.endswith(" False; the members of an ensemble share it\n")
 
 
+def test_attention_of_an_ensemble_is_that_of_the_members_that_have_it(
+    nmt: Command, store: Path, run_id: str, blind_run: Path, text: Path, tmp_path: Path
+) -> None:
+    alone = ("translate", f"run={blind_run}", "threads=1", f"input={text}", f"attention={tmp_path / 'no'}")
+    assert "attention: attention 'none_state' has no weights" in mistake(nmt(*alone))
+    covered = ("search.coverage=wu", "search.coverage_weight=0.3", "search.beam=2")
+    assert "search.coverage: needs attention" in mistake(nmt(*alone[:-1], *covered))
+
+    for number, both in enumerate([(str(blind_run), run_id), (run_id, str(blind_run))]):
+        folder = tmp_path / str(number)
+        words = ("translate", f"run={','.join(both)}", "threads=1", f"input={text}", f"attention={folder}", *covered)
+        code, _, err = nmt(*words)
+        assert (code, err) == (0, "")
+        with np.load(folder / "attention_scores.npz") as archive:
+            assert archive["weights_0"].any()
+            np.testing.assert_allclose(archive["weights_0"].sum(axis=1), 1.0, rtol=1e-5)
+    code, out, _ = nmt("evaluate", f"run={blind_run},{run_id}", "threads=1", *covered)
+    assert code == 0 and "coverage wu" in out
+
+
 def test_given_pairs_are_scored_alike_in_every_batch(nmt: Command, store: Path, run_id: str, tmp_path: Path) -> None:
     source, target = tmp_path / "source", tmp_path / "target"
     source.write_text("w01 w02 w03\nw05\n\nw07 w02\n")

@@ -42,3 +42,28 @@ def test_single_keys_change_what_is_there_and_beat_a_named_search() -> None:
 def test_mistakes_name_the_key(word: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         override(compose([]), [word], SEARCH, ["tree", "beams"])
+
+
+BLIND = ["model/attention=none_state", "model/bridge=projection"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["search.coverage=wu", "search.coverage_weight=0.2"], r"^search\.coverage: needs attention"),
+        (["search.replace_unknown=true"], r"^search\.replace_unknown: attention 'none_state'"),
+    ],
+)
+def test_an_ensemble_may_use_the_attention_of_any_member(words: list[str], message: str) -> None:
+    blind, seeing = compose(BLIND), compose([])
+    for members in ([], [compose([*BLIND, "seed=2"])]):
+        with pytest.raises(UserError, match=message):
+            override(blind, words, members=members)
+    changed = override(blind, words, members=[seeing])
+    assert changed.model == blind.model
+    assert changed.search == override(seeing, words, members=[blind]).search
+
+
+def test_a_search_that_no_member_could_carry_out_is_refused() -> None:
+    with pytest.raises(UserError, match=r"^search\.n_best: 20 best of a beam of"):
+        override(compose(BLIND), ["search.n_best=20"], members=[compose([])])

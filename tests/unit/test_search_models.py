@@ -151,6 +151,27 @@ def test_an_ensemble_averages_distributions_and_attention(combination: str) -> N
     assert torch.equal(state[1][0], single[1][1][0])
 
 
+def test_members_without_attention_do_not_count_in_its_mean() -> None:
+    class Blind(TransitionModel):
+        def step(self, tokens, state, encoded):  # type: ignore[no-untyped-def]
+            logits, after, weights = super().step(tokens, state, encoded)
+            return logits, after, torch.zeros_like(weights)
+
+    seeing, (source, lengths) = [TransitionModel(1), TransitionModel(2)], batch_of([[3, 4], [4]])
+    tokens = torch.tensor([[1, 3], [4, 1]])
+
+    def weights(*members: TransitionModel) -> torch.Tensor | None:
+        ensemble = Ensemble(members, attends=[not isinstance(member, Blind) for member in members])
+        encoded = ensemble.encode(source, lengths)
+        return ensemble.step(tokens, ensemble.start(encoded, 2), encoded)[2]
+
+    expected = weights(*seeing)
+    assert expected is not None
+    assert torch.equal(weights(seeing[0], Blind(3), seeing[1]), expected)  # type: ignore[arg-type]
+    assert torch.equal(weights(Blind(3), seeing[0]), weights(seeing[0]))  # type: ignore[arg-type]
+    assert weights(Blind(3), Blind(4)) is None
+
+
 @pytest.mark.parametrize("combination", ["log_prob", "prob"])
 def test_an_ensemble_decodes_and_scores_the_same_for_every_batch_size(combination: str) -> None:
     ensemble, sentences = Ensemble([random_model(4), random_model(7, "additive")], combination), random_sentences(9)
