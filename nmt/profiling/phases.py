@@ -16,6 +16,7 @@ import torch
 
 from distributed.strategy import Stage, Strategy, Workload, WorkloadSpec
 from nmt import registry
+from nmt.profiling.attention_time import attention_timed
 from nmt.profiling.counting import Allocations
 from nmt.training.device import peak_memory_bytes
 from nmt.training.workload import TranslationWorkload
@@ -34,6 +35,7 @@ class Measurements:
     phases: `data` (batches, and their way to the device), each stage of the model, the backward pass of each in the
         order in which they come (`backward_of`), `update` (sum over slots, norm and clipping of the gradient, and the
         update rule). They add up to the whole step.
+    attention: what of a phase attention took; see `nmt.profiling.attention_time`.
     activation_bytes: the most that the forward pass of a slot of the first step left for its backward pass.
     state_bytes: parameters and the optimizer's state, by name.
     peak_bytes: the most memory that the process held: resident, or allocated on the GPU.
@@ -41,6 +43,7 @@ class Measurements:
 
     steps: int
     phases: dict[str, float]
+    attention: dict[str, float]
     source_tokens: float
     target_tokens: float
     activation_bytes: int
@@ -74,17 +77,23 @@ class WatchedWorkload:
         self.inner, self.synchronize = workload, synchronize
         self.plan, self.optimizer, self.device = workload.plan, workload.optimizer, workload.device
         self.seconds: defaultdict[str, float] = defaultdict(float)
+        self.attention: defaultdict[str, float] = defaultdict(float)
         self.kept: Allocations | None = None  # set to have each slot's forward pass weighed
         self.most_kept = 0
         self._phase, self._mark = DATA, 0.0
 
-    def begin(self) -> None:
-        """A step begins."""
-        self._phase, self._mark = DATA, self._now()
-
-    def end(self) -> None:
-        """A step is done."""
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Steps inside are timed, on top of those before."""
+        self._phase, self._mark = DATA, self.now()
+        with attention_timed(self.now, self._add_attention):
+            yield
         self._enter(DATA)
+
+    def forget(self) -> None:
+        """Count from nothing again."""
+        self.seconds.clear()
+        self.attention.clear()
 
     def build_model(self) -> torch.nn.Module:
         """See `Workload`."""
@@ -136,14 +145,18 @@ class WatchedWorkload:
             torch.autograd.Variable._execution_engine.queue_callback(partial(self._enter, UPDATE))
         self._enter(backward_of(stage))
 
+    def now(self) -> float:
+        """The time, when the device has done what it was asked for."""
+        self.synchronize()
+        return time.perf_counter()
+
     def _enter(self, phase: str) -> None:
-        now = self._now()
+        now = self.now()
         self.seconds[self._phase] += now - self._mark
         self._phase, self._mark = phase, now
 
-    def _now(self) -> float:
-        self.synchronize()
-        return time.perf_counter()
+    def _add_attention(self, seconds: float) -> None:
+        self.attention[self._phase] += seconds
 
 
 @dataclass(frozen=True)
@@ -189,14 +202,14 @@ def measure(
         watched.kept = None
         for index in range(2, warmup + 1):
             strategy.step(index)
-        watched.seconds.clear()
-        stats = []
-        for index in range(warmup + 1, warmup + steps + 1):
-            watched.begin()
-            stats.append(strategy.step(index))
-            watched.end()
+        watched.forget()
+        with watched.watching():
+            stats = [strategy.step(index) for index in range(warmup + 1, warmup + steps + 1)]
         watched.seconds[UPDATE] = watched.seconds.pop(UPDATE)  # the last one in a step, and so in a report
-        phases = {phase: seconds / steps for phase, seconds in watched.seconds.items()}
+        phases, attention = (
+            {phase: seconds / steps for phase, seconds in parts.items()}
+            for parts in (watched.seconds, watched.attention)
+        )
         if trace:
             with _traced(trace, device):
                 strategy.step(warmup + steps + 1)
@@ -206,6 +219,7 @@ def measure(
     return Measurements(
         steps=steps,
         phases=phases,
+        attention=attention,
         source_tokens=sum(one.source_tokens for one in stats) / steps,
         target_tokens=sum(one.target_tokens for one in stats) / steps,
         activation_bytes=watched.most_kept,

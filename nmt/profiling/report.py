@@ -62,9 +62,13 @@ def _memory(measured: Measurements, device: str) -> str:
 def _time(measured: Measurements, costs: Costs) -> str:
     milliseconds = {name: 1000 * seconds for name, seconds in measured.phases.items()}
     speed = measured.tokens_per_second
+    attention = 1000 * sum(measured.attention.values())
+    inside = (
+        f"attention takes {attention:,.1f} of them, inside {', '.join(measured.attention)}\n\n" if attention else ""
+    )
     return (
         _parts(f"milliseconds of a step, mean of {measured.steps}", milliseconds, "{:,.1f}")
-        + f"\n\n{speed:,.0f} target tokens/s, of {measured.target_tokens:,.0f} a step (and of the source "
+        + f"\n\n{inside}{speed:,.0f} target tokens/s, of {measured.target_tokens:,.0f} a step (and of the source "
         f"{measured.source_tokens:,.0f}): {speed * costs.training_per_token / 1e9:,.1f} billion operations/s"
     )
 

@@ -143,6 +143,8 @@ def test_phases_cover_the_step_and_change_nothing_in_it(tmp_path: Path) -> None:
 def test_time_is_told_by_who_had_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A clock that moves only where a stage, the batch or the update rule pushes it."""
     from distributed.optimizers import Adam
+    from nmt.models.attention import Attention
+    from nmt.models.recurrent.attention_kernels import AttentionKernel
     from nmt.models.seq2seq import ModelStage
     from nmt.profiling import phases
 
@@ -160,10 +162,15 @@ def test_time_is_told_by_who_had_it(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     slow(ModelStage, "__call__", 1.0)
     slow(TranslationWorkload, "slot", 10.0)
     slow(Adam, "apply", 100.0)
+    slow(Attention, "attend", 1000.0)
+    slow(AttentionKernel, "forward", 1000.0)
     monkeypatch.setattr(phases.time, "perf_counter", lambda: clock[0])
     config = tiny(tmp_path, *SMALL, "batch.micro_batches=2")
     found = measure(config, prepare(config), "cpu", steps=3, warmup=1)
     forward = dict.fromkeys(STAGES, 2)
+    queries = 1000 * 2 * 7  # at every target token, in two micro-batches
+    assert found.attention == {"decoder": queries}
+    forward["decoder"] += queries
     assert found.phases == {"data": 20, "update": 100, **forward, **dict.fromkeys(map(backward_of, STAGES), 0)}
 
 
