@@ -8,6 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from nmt.models.layers import ordered_sum
+from nmt.models.piecewise import summed_loss, target_losses
+from nmt.models.plain import is_plain
+
 
 class ChunkStatistics(NamedTuple):
     """What one chunk of the vocabulary contributes to each token's loss; every field is [tokens].
@@ -40,6 +44,8 @@ def token_losses(
         than one, the arithmetic is that of a vocabulary spread over as many processes.
     """
     if chunks == 1:
+        if not torch.is_grad_enabled():
+            return target_losses(hidden, weight, bias, targets, label_smoothing)
         logits = _at_least_float32(F.linear(hidden, weight, bias))
         return F.cross_entropy(logits, targets, reduction="none", label_smoothing=label_smoothing)
     merged: ChunkStatistics | None = None
@@ -54,16 +60,31 @@ def token_losses(
     return losses_from(merged, len(bias), label_smoothing)
 
 
+def training_loss(
+    hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, label_smoothing: float = 0.0, chunks: int = 1
+) -> Tensor:
+    """The sum of the `token_losses` as a scalar, added in a fixed order.
+
+    With one chunk of the vocabulary it can be differentiated once (twice within `nmt.models.plain.plain_autograd`), and
+    neither pass keeps logits of all tokens.
+    """
+    if chunks > 1 or is_plain() or not torch.is_grad_enabled():
+        return ordered_sum(token_losses(hidden, weight, bias, targets, label_smoothing, chunks))
+    return summed_loss(hidden, weight, bias, targets, label_smoothing)
+
+
+@torch.no_grad()
 def scored_tokens(
     hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, chunks: int = 1
 ) -> tuple[Tensor, Tensor]:
     """Loss of each token in nats, without smoothing, and whether the target is the model's first choice: [tokens] each.
 
-    The losses are those of `token_losses`, bit for bit. Of equally likely tokens the first is the choice.
+    Without gradient. The losses are those of `token_losses`, bit for bit. Of equally likely tokens the first is the
+    choice.
     """
     if chunks == 1:
-        logits = _at_least_float32(F.linear(hidden, weight, bias))
-        return F.cross_entropy(logits, targets, reduction="none"), logits.argmax(dim=-1) == targets
+        hits = torch.empty_like(targets, dtype=torch.bool)
+        return target_losses(hidden, weight, bias, targets, 0.0, hits), hits
     pieces = zip(weight.tensor_split(chunks), bias.tensor_split(chunks), strict=True)
     logits = torch.cat([F.linear(hidden, weight_chunk, bias_chunk) for weight_chunk, bias_chunk in pieces], dim=-1)
     return token_losses(hidden, weight, bias, targets, chunks=chunks), logits.argmax(dim=-1) == targets
@@ -96,16 +117,6 @@ def losses_from(merged: ChunkStatistics, vocabulary: int, label_smoothing: float
     log_normaliser = merged.maximum + merged.exp_sum.log()
     expected = (1 - label_smoothing) * merged.target + label_smoothing / vocabulary * merged.total
     return log_normaliser - expected
-
-
-def ordered_sum(losses: Tensor) -> Tensor:
-    """Sum of [tokens] as a scalar, in an order that does not depend on the number of threads.
-
-    torch splits a full reduction among threads from 32,768 elements on; half as many are summed by one thread.
-    """
-    while losses.numel() > 16384:
-        losses = torch.stack([piece.sum() for piece in losses.split(16384)])
-    return losses.sum()
 
 
 def _at_least_float32(logits: Tensor) -> Tensor:

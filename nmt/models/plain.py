@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
+import torch
+
 _plain: ContextVar[bool] = ContextVar("plain_autograd", default=False)
 
 
@@ -27,3 +29,13 @@ def plain_autograd() -> Iterator[None]:
 def is_plain() -> bool:
     """Whether this thread or task is inside `plain_autograd`; asked in the forward pass."""
     return _plain.get()
+
+
+def refuse_second_derivatives() -> None:
+    """For the backward pass of a hand-written gradient: raises RuntimeError where that is to be differentiated again.
+
+    It would pass for a constant otherwise (`once_differentiable` too says nothing where the upstream gradient is one),
+    and second derivatives would be wrong in silence.
+    """
+    if torch.is_grad_enabled():  # in a backward pass: create_graph=True
+        raise RuntimeError("a hand-written gradient cannot be differentiated: compute the loss within plain_autograd()")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +21,12 @@ from nmt.models.dropout import NO_DROPOUT, Dropout
 from nmt.models.encoder import EncoderOutput, reorder, reversal
 from nmt.models.initialisation import initialise
 from nmt.models.layers import Affine, Table
-from nmt.models.loss import ordered_sum, scored_tokens, token_losses
+from nmt.models.loss import scored_tokens, token_losses, training_loss
 from nmt.models.scheduled_sampling import ScheduledSampling
 from nmt.models.watch import GradientWatch
+
+if TYPE_CHECKING:
+    from nmt.models.decoding import RowsOfSeq2Seq
 
 
 class Encoded(NamedTuple):
@@ -148,9 +151,15 @@ class Seq2Seq(nn.Module):
         attention weights [batch, k, time] (zeros without attention).
         """
         memory = Memory(encoded.keys, encoded.values, encoded.mask)
-        embedded = _beside(self.target_embedding(tokens), encoded.appended.unsqueeze(1))
+        embedded = beside(self.target_embedding(tokens), encoded.appended.unsqueeze(1))
         mix, state, weights = self.decoder.step(embedded, state, memory)
         return self.output(mix), state, weights
+
+    def in_rows(self, steps: int = 0) -> RowsOfSeq2Seq:
+        """The form that a search drives, with what all steps share made in advance; see `nmt.models.decoding`."""
+        from nmt.models.decoding import RowsOfSeq2Seq
+
+        return RowsOfSeq2Seq(self, steps)
 
     def forward(self, batch: Batch, dropout: Dropout = NO_DROPOUT, label_smoothing: float = 0.0) -> Tensor:
         """Losses of a batch's real target tokens under teacher forcing, in nats, time by time: [tokens].
@@ -158,14 +167,14 @@ class Seq2Seq(nn.Module):
         Without smoothing these are the negative log-probabilities that log-perplexity averages.
         """
         mix = self._decode(batch, self._encode(batch.source, batch.source_lengths, dropout), dropout)
-        tokens = int(batch.target_lengths.sum())
-        return self._losses(mix, batch, tokens, label_smoothing)
+        hidden, targets = _real_tokens(mix, batch, int(batch.target_lengths.sum()))
+        return token_losses(hidden, *self._output_layer, targets, label_smoothing, self.loss_config.vocab_chunks)
 
     def score(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """What `forward` gives without dropout, and whether each token is the model's first choice: [tokens] each."""
         mix = self._decode(batch, self._encode(batch.source, batch.source_lengths, NO_DROPOUT), NO_DROPOUT)
         hidden, targets = _real_tokens(mix, batch, int(batch.target_lengths.sum()))
-        return scored_tokens(hidden, self.output.weight, self.output.bias, targets, self.loss_config.vocab_chunks)
+        return scored_tokens(hidden, *self._output_layer, targets, self.loss_config.vocab_chunks)
 
     def stages(self, sampled: bool = False) -> list[ModelStage]:
         """Encoder, decoder, and output layer with the loss, for a `distributed.strategy.Workload`.
@@ -184,8 +193,10 @@ class Seq2Seq(nn.Module):
             return {"mix": self._decode(slot.batch, encoded, slot.dropout, slot.sampling, slot.watch)}
 
         def output(slot: Slot, carried: Mapping[str, Tensor]) -> dict[str, Tensor]:
-            losses = self._losses(carried["mix"], slot.batch, slot.target_tokens, self.loss_config.label_smoothing)
-            return {"loss": ordered_sum(losses)}
+            hidden, targets = _real_tokens(carried["mix"], slot.batch, slot.target_tokens)
+            config = self.loss_config
+            smoothing, chunks = config.label_smoothing, config.vocab_chunks
+            return {"loss": training_loss(hidden, *self._output_layer, targets, smoothing, chunks)}
 
         if sampled:
             both = ModelStage("decoder_output", lambda slot, carried: output(slot, decoder(slot, carried)))
@@ -220,11 +231,11 @@ class Seq2Seq(nn.Module):
         extra: dict[str, Any] = {}
         if sampling is not None and sampling.probability > 0:
             feed = self._feed(embedded, dropout, sampling)
-            extra["feed"] = lambda t, mix: _beside(feed(t, mix), appended)
+            extra["feed"] = lambda t, mix: beside(feed(t, mix), appended)
         if watch is not None and "watch" in inspect.signature(self.decoder.forward).parameters:
             extra["watch"] = watch
         first = self.bridge(encoded.final_state)
-        mix = self.decoder(_beside(embedded, appended), memory, first, dropout, **extra)
+        mix = self.decoder(beside(embedded, appended), memory, first, dropout, **extra)
         return dropout("mix", mix, self.config.dropout_mix)
 
     def _feed(self, embedded: Tensor, dropout: Dropout, sampling: ScheduledSampling) -> Feed:
@@ -246,14 +257,12 @@ class Seq2Seq(nn.Module):
 
         return feed
 
-    def _losses(self, mix: Tensor, batch: Batch, tokens: int, label_smoothing: float) -> Tensor:
-        hidden, targets = _real_tokens(mix, batch, tokens)
-        return token_losses(
-            hidden, self.output.weight, self.output.bias, targets, label_smoothing, self.loss_config.vocab_chunks
-        )
+    @property
+    def _output_layer(self) -> tuple[Tensor, Tensor]:
+        return self.output.weight, self.output.bias
 
 
-def _beside(embedded: Tensor, appended: Tensor) -> Tensor:
+def beside(embedded: Tensor, appended: Tensor) -> Tensor:
     """[embedding; appended], where `appended` broadcasts to all but the last dimension of `embedded`."""
     if not appended.shape[-1]:
         return embedded

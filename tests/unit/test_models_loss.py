@@ -1,8 +1,10 @@
-"""Token losses against their definition, in one piece and in chunks."""
+"""Token losses against their definition: in one piece, in chunks of the vocabulary, in pieces of the tokens."""
 
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,8 +12,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.autograd import gradcheck
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from nmt.models.loss import ordered_sum, token_losses
+from nmt.models import piecewise
+from nmt.models.layers import ordered_sum
+from nmt.models.loss import scored_tokens, token_losses, training_loss
+from nmt.models.plain import plain_autograd
 
 
 def tensors(tokens: int, units: int, vocab: int, scale: float = 1.0, seed: int = 0) -> tuple[torch.Tensor, ...]:
@@ -99,3 +106,147 @@ def test_the_sum_does_not_depend_on_the_number_of_threads() -> None:
 
 def test_the_sum_of_nothing_is_zero() -> None:
     assert ordered_sum(torch.zeros(0)).item() == 0.0
+
+
+def loss_and_gradients(
+    tokens: int, vocab: int, smoothing: float = 0.0, bf16: bool = False, units: int = 8, plain: bool = False
+) -> list[torch.Tensor]:
+    """The training loss of random float32 tensors divided by the tokens, as a step does it, and its gradients."""
+    *inputs, targets = tensors(tokens, units, vocab, scale=0.5)
+    hidden, weight, bias = (x.float().requires_grad_() for x in inputs)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16), plain_autograd() if plain else nullcontext():
+        loss = training_loss(hidden, weight, bias, targets, smoothing)
+    (loss / tokens).backward()
+    return [loss.detach(), *(x.grad for x in (hidden, weight, bias) if x.grad is not None)]
+
+
+@pytest.fixture
+def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several pieces, with several blocks each, of a few hundred tokens."""
+    monkeypatch.setattr(piecewise, "PIECE_BYTES", 64 * 37 * 4)
+    monkeypatch.setattr(piecewise, "BLOCK", 7 * 37)
+
+
+@pytest.mark.parametrize("tokens", [1, 5, 64, 200])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_the_training_loss_and_its_gradients_are_those_of_the_plain_computation(
+    small_pieces: None, tokens: int, smoothing: float
+) -> None:
+    results = []
+    for chunks in (1, 2):  # in pieces by hand-written gradients; by autograd
+        hidden, weight, bias, targets = tensors(tokens, 8, 37, scale=3.0)
+        leaves = [x.requires_grad_() for x in (hidden, weight, bias)]
+        (training_loss(hidden, weight, bias, targets, smoothing, chunks) * 0.7).backward()
+        results.append([x.grad for x in leaves])
+    torch.testing.assert_close(results[0], results[1], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("needed", [0, 1, 2])
+def test_what_needs_no_gradient_gets_none(needed: int) -> None:
+    *inputs, targets = tensors(20, 3, 7)
+    expected, found = ([x.clone().requires_grad_(i == needed) for i, x in enumerate(inputs)] for _ in range(2))
+    training_loss(expected[0], expected[1], expected[2], targets, 0.1, chunks=2).backward()
+    training_loss(found[0], found[1], found[2], targets, 0.1).backward()
+    for one, other in zip(expected, found, strict=True):
+        assert (other.grad is None) == (one.grad is None)
+        if one.grad is not None:
+            torch.testing.assert_close(one.grad, other.grad, rtol=1e-12, atol=1e-12)
+
+
+def test_the_plain_training_loss_can_be_differentiated_twice_and_the_other_says_that_it_cannot() -> None:
+    hidden, weight, bias, targets = tensors(5, 3, 7)
+    weight.requires_grad_()
+    with plain_autograd():
+        loss = training_loss(hidden, weight, bias, targets)
+    (first,) = torch.autograd.grad(loss, weight, create_graph=True)
+    assert torch.autograd.grad(first.square().sum(), weight)[0].any()
+    with pytest.raises(RuntimeError, match=r"within plain_autograd\(\)"):
+        torch.autograd.grad(training_loss(hidden, weight, bias, targets), weight, create_graph=True)
+
+
+def test_a_second_backward_pass_is_refused() -> None:
+    hidden, weight, bias, targets = tensors(5, 3, 7)
+    loss = training_loss(hidden.requires_grad_(), weight, bias, targets)
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="inplace"):
+        loss.backward()
+
+
+@pytest.mark.parametrize(("tokens", "vocab"), [(1, 40_000), (300, 1001), (700, 97)])
+def test_bits_of_the_training_loss_do_not_depend_on_the_number_of_threads(tokens: int, vocab: int) -> None:
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found.append(loss_and_gradients(tokens, vocab, smoothing=0.1))
+    finally:
+        torch.set_num_threads(before)
+    for others in found[1:]:
+        assert all(torch.equal(one, other) for one, other in zip(found[0], others, strict=True))
+
+
+def test_losses_without_gradient_have_the_bits_of_those_with(small_pieces: None) -> None:
+    *inputs, targets = tensors(200, 8, 37)
+    hidden, weight, bias = (x.float().requires_grad_() for x in inputs)
+    losses = token_losses(hidden, weight, bias, targets)
+    with torch.no_grad():
+        assert torch.equal(token_losses(hidden, weight, bias, targets), losses)
+    scored, hits = scored_tokens(hidden, weight, bias, targets)
+    assert torch.equal(scored, losses)
+    assert torch.equal(hits, (hidden @ weight.t() + bias).argmax(dim=-1) == targets)
+    assert 0 < int(hits.sum()) < 200
+    assert training_loss(hidden, weight, bias, targets).item() == pytest.approx(losses.sum().item(), rel=1e-6)
+
+
+def test_under_bf16_gradients_of_the_training_loss_are_as_near_as_those_of_autograd() -> None:
+    exact = loss_and_gradients(300, 200, 0.1, units=16)
+    plain = loss_and_gradients(300, 200, 0.1, units=16, bf16=True, plain=True)
+    ours = loss_and_gradients(300, 200, 0.1, units=16, bf16=True)
+    for right, other, found in zip(exact, plain, ours, strict=True):
+        assert found.dtype == torch.float32
+        assert (found - right).norm() <= 1.2 * (other - right).norm() + 1e-6 * right.norm()
+
+
+def test_a_loss_that_is_not_finite_passes_through() -> None:
+    hidden, weight, bias, targets = tensors(5, 3, 7)
+    hidden[2, 1] = math.nan
+    loss = training_loss(hidden, weight.requires_grad_(), bias, targets)
+    loss.backward()
+    assert math.isnan(loss.item())
+    assert weight.grad is not None
+    assert weight.grad.isnan().any()
+
+
+def test_no_tokens_lose_nothing() -> None:
+    hidden, weight, bias, targets = tensors(0, 3, 7)
+    loss = training_loss(hidden, weight.requires_grad_(), bias, targets)
+    loss.backward()
+    assert loss.item() == 0
+    assert weight.grad is not None
+    assert not weight.grad.any()
+
+
+class Largest(TorchDispatchMode):
+    """Records the elements of the largest tensor that an operation returns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                self.elements = max(self.elements, tensor.numel())
+        return result
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_logits_of_all_tokens_never_stand_in_memory(monkeypatch: pytest.MonkeyPatch, bf16: bool) -> None:
+    monkeypatch.setattr(piecewise, "PIECE_BYTES", 64 * 200 * 4)
+    with Largest() as largest:
+        loss_and_gradients(1000, 200, bf16=bf16)
+    assert largest.elements <= 128 * 200
+    with Largest() as largest:
+        loss_and_gradients(1000, 200, plain=True)
+    assert largest.elements == 1000 * 200  # what the bound is for is seen
