@@ -1,75 +1,32 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from decoding_examples import VOCABULARY, random_model, random_sentences
 from transition_model import TransitionModel, batch_of
 
-from nmt.config.schema import (
-    AttentionConfig,
-    BridgeConfig,
-    CellConfig,
-    DecoderConfig,
-    EmbeddingConfig,
-    EncoderConfig,
-    LossConfig,
-    ModelConfig,
-    SearchConfig,
-)
+from nmt.config.schema import LossConfig, SearchConfig
 from nmt.data.vocabulary import EOS, SOS
 from nmt.evaluation.decode import decode, teacher_forced
-from nmt.models.seq2seq import Seq2Seq, build_model
+from nmt.models.seq2seq import Seq2Seq
 from nmt.search.beam import Hypothesis, beam_search
 
-VOCABULARY = 40
 MODELS = {
-    "gru, multiplicative": ("gru", "multiplicative", "zero"),
-    "lstm, additive": ("lstm", "additive", "projection"),
-    "gru, none_state": ("gru", "none_state", "projection"),
+    "gru, multiplicative": {},
+    "lstm, additive": {"cell": "lstm", "attention": "additive", "bridge": "projection"},
+    "gru, none_state": {"attention": "none_state", "bridge": "projection"},
 }
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Small products only lose by a second thread, and much where other processes want the cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def random_model(kind: str) -> Seq2Seq:
-    """A small model with weights large enough for outputs that depend on the source."""
-    cell, attention, bridge = MODELS[kind]
-    config = ModelConfig(
-        embedding=EmbeddingConfig(units=24),
-        encoder=EncoderConfig(units=24, cell=CellConfig(kind=cell)),
-        decoder=DecoderConfig(units=24, cell=CellConfig(kind=cell)),
-        attention=AttentionConfig(name=attention, units=24),
-        bridge=BridgeConfig(name=bridge),
-    )
-    model = build_model(config, VOCABULARY, VOCABULARY, seed=4).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(4.0)
-        model.output.bias[EOS] += 3.0
-    return model
-
-
-def random_sentences(count: int, seed: int = 0, longest: int = 30) -> list[np.ndarray]:
-    generator = np.random.default_rng(seed)
-    lengths = generator.integers(1, longest + 1, size=count)
-    return [generator.integers(3, VOCABULARY, size=length).astype(np.int32) for length in lengths]
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize("kind", MODELS)
 @pytest.mark.parametrize("beam", [1, 4])
 def test_tokens_and_scores_are_the_same_for_every_batch_size(kind: str, beam: int) -> None:
-    model, sentences = random_model(kind), random_sentences(60)
+    model, sentences = random_model(**MODELS[kind]), random_sentences(60)
     found = [
         decode(model, sentences, SearchConfig(beam=beam, n_best=beam, max_length=20, length_penalty=1.0, batch_size=b))
         for b in (1, 7, 100)
@@ -127,7 +84,7 @@ def test_progress_counts_every_sentence() -> None:
 
 @pytest.mark.parametrize("kind", MODELS)
 def test_teacher_forced_figures_are_means_over_target_tokens(kind: str) -> None:
-    model = random_model(kind)
+    model = random_model(**MODELS[kind])
     encoded = SimpleNamespace(source=random_sentences(40, seed=1), target=random_sentences(40, seed=2))
     values = {teacher_forced(model, encoded, batch_size=size) for size in (1, 7, 100)}
     assert len(values) == 1
@@ -149,7 +106,7 @@ def test_teacher_forced_figures_are_means_over_target_tokens(kind: str) -> None:
 
 
 def test_chunks_of_the_vocabulary_change_no_choice() -> None:
-    whole = random_model("gru, multiplicative")
+    whole = random_model()
     chunked = Seq2Seq(whole.config, VOCABULARY, VOCABULARY, LossConfig(vocab_chunks=3))
     chunked.load_state_dict(whole.state_dict())
     encoded = SimpleNamespace(source=random_sentences(9, seed=1), target=random_sentences(9, seed=2))
@@ -159,7 +116,7 @@ def test_chunks_of_the_vocabulary_change_no_choice() -> None:
 
 
 def test_teacher_forced_figures_of_the_first_sentences_only() -> None:
-    model = random_model("gru, multiplicative")
+    model = random_model()
     source, target = random_sentences(20, seed=1), random_sentences(20, seed=2)
     whole = SimpleNamespace(source=source, target=target)
     first = SimpleNamespace(source=source[:5], target=target[:5])
@@ -169,7 +126,7 @@ def test_teacher_forced_figures_of_the_first_sentences_only() -> None:
 
 
 def test_log_perplexity_of_a_uniform_model_is_the_logarithm_of_the_vocabulary() -> None:
-    model = random_model("gru, multiplicative")
+    model = random_model()
     with torch.no_grad():
         model.output.weight.zero_()
         model.output.bias.zero_()
@@ -180,7 +137,7 @@ def test_log_perplexity_of_a_uniform_model_is_the_logarithm_of_the_vocabulary() 
 
 
 def test_log_perplexity_of_a_broken_model_is_not_a_number() -> None:
-    model = random_model("gru, multiplicative")
+    model = random_model()
     with torch.no_grad():
         model.output.bias.fill_(math.nan)
     encoded = SimpleNamespace(source=random_sentences(3), target=random_sentences(3))

@@ -3,31 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from decoding_examples import random_model, random_sentences
 from transition_model import TransitionModel, batch_of
 
-from nmt.config.schema import (
-    AttentionConfig,
-    CellConfig,
-    DecoderConfig,
-    EmbeddingConfig,
-    EncoderConfig,
-    ModelConfig,
-    SearchConfig,
-)
-from nmt.data.vocabulary import EOS
+from nmt.config.schema import SearchConfig
 from nmt.evaluation.decode import decode, score_pairs
-from nmt.models.seq2seq import Seq2Seq, build_model
 from nmt.search.beam import beam_search
 from nmt.search.ensemble import Ensemble
 from nmt.search.trace import SearchTrace
 
-VOCABULARY = 40
 OPTIONS = {
     "standard, bound": SearchConfig(beam=4, n_best=4, finishing="standard", stop="bound", length_penalty=0.6),
     "standard, patience": SearchConfig(
@@ -43,35 +32,7 @@ OPTIONS = {
     "sample": SearchConfig(method="sample", n_best=3, top_p=0.9, temperature=1.5),
     "sample, top k": SearchConfig(method="sample", n_best=2, top_k=10),
 }
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def random_model(seed: int, attention: str = "multiplicative") -> Seq2Seq:
-    config = ModelConfig(
-        embedding=EmbeddingConfig(units=24),
-        encoder=EncoderConfig(units=24, cell=CellConfig(kind="gru")),
-        decoder=DecoderConfig(units=24, cell=CellConfig(kind="gru"), layers=1),
-        attention=AttentionConfig(name=attention, units=24),
-    )
-    model = build_model(config, VOCABULARY, VOCABULARY, seed=seed).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(4.0)
-        model.output.bias[EOS] += 2.0
-    return model
-
-
-def random_sentences(count: int, seed: int = 0, longest: int = 14) -> list[np.ndarray]:
-    generator = np.random.default_rng(seed)
-    lengths = generator.integers(1, longest + 1, size=count)
-    return [generator.integers(3, VOCABULARY, size=length).astype(np.int32) for length in lengths]
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize("name", OPTIONS)

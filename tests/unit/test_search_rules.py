@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from itertools import chain, product
+from typing import Any
 
 import pytest
 import torch
@@ -40,64 +41,40 @@ def searches(model: TransitionModel, search: SearchConfig, **options: object) ->
     return beam_search(model, *batch_of(SOURCES), search, **options)  # type: ignore[arg-type]
 
 
-def check_against_everything(
-    penalty: str, alpha: float, coverage: str, counts: bool, finishing: str, stop: str
-) -> None:
-    model = TransitionModel(3, VOCABULARY, eos_bonus=0.5, spread=1.5)
-    search = SearchConfig(
-        beam=WIDTH,
-        n_best=4,
-        max_length=3,
-        finishing=finishing,
-        stop=stop,
-        penalty=penalty,
-        length_penalty=alpha,
-        penalty_counts_eos=counts,
-        coverage=coverage,
-        coverage_weight=0.0 if coverage == "none" else 0.7,
-    )
+def check_against_everything(model: TransitionModel, **keys: Any) -> None:
+    """A beam wide enough for every output, against enumeration."""
+    weight = 0.0 if keys["coverage"] == "none" else 0.7
+    search = SearchConfig(beam=WIDTH, max_length=3, coverage_weight=weight, **keys)
     for sentence, found in zip(SOURCES, searches(model, search), strict=True):
         expected = Reference(model, sentence, search).everything()
         assert len(expected) == WIDTH
         by_tokens = {partial.tokens: partial for partial in expected}
         assert agrees(found, [by_tokens[hypothesis.tokens] for hypothesis in found])
-        assert [h.score for h in found] == pytest.approx([p.score for p in expected[:4]], abs=1e-5)
+        best = expected[: search.n_best]
+        assert [h.score for h in found] == pytest.approx([p.score for p in best], abs=1e-5)
 
 
-@pytest.mark.parametrize(("penalty", "alpha"), PENALTIES)
-@pytest.mark.parametrize(("finishing", "stop"), RULES)
-def test_a_beam_wide_enough_finds_the_best_of_all_outputs(
-    penalty: str, alpha: float, finishing: str, stop: str
-) -> None:
+EXACT = [
+    {"penalty": penalty, "length_penalty": alpha, "finishing": finishing, "stop": stop}
+    for (penalty, alpha), (finishing, stop) in product(PENALTIES, RULES)
+]
+
+
+@pytest.mark.parametrize("keys", EXACT, ids=lambda keys: " ".join(map(str, keys.values())))
+def test_a_beam_wide_enough_finds_the_best_of_all_outputs(keys: dict[str, Any]) -> None:
+    model = TransitionModel(3, VOCABULARY, eos_bonus=0.5, spread=1.5)
     for coverage, counts in (("none", True), ("wu", False), ("summary", True)):
-        check_against_everything(penalty, alpha, coverage, counts, finishing, stop)
+        check_against_everything(model, n_best=4, coverage=coverage, penalty_counts_eos=counts, **keys)
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize(("penalty", "alpha"), PENALTIES)
-@pytest.mark.parametrize(("finishing", "stop"), RULES)
+@pytest.mark.parametrize("keys", EXACT, ids=lambda keys: " ".join(map(str, keys.values())))
 @pytest.mark.parametrize("seed", range(4))
-def test_every_penalty_coverage_rule_and_stop_is_exact(
-    penalty: str, alpha: float, finishing: str, stop: str, seed: int
-) -> None:
+def test_every_penalty_coverage_rule_and_stop_is_exact(keys: dict[str, Any], seed: int) -> None:
     """The bound is exact for every n best; compared with enumeration, on other models than above."""
+    model = TransitionModel(seed, VOCABULARY, eos_bonus=(seed - 1) * 1.5, spread=seed % 2 * 1.5)
     for coverage, counts, n_best in product(("none", "wu", "summary"), (False, True), (1, 2, 9)):
-        model = TransitionModel(seed, VOCABULARY, eos_bonus=(seed - 1) * 1.5, spread=seed % 2 * 1.5)
-        search = SearchConfig(
-            beam=WIDTH,
-            n_best=n_best,
-            max_length=3,
-            finishing=finishing,
-            stop=stop,
-            penalty=penalty,
-            length_penalty=alpha,
-            penalty_counts_eos=counts,
-            coverage=coverage,
-            coverage_weight=0.0 if coverage == "none" else 0.7,
-        )
-        for sentence, found in zip(SOURCES, searches(model, search), strict=True):
-            expected = Reference(model, sentence, search).everything()[:n_best]
-            assert [h.score for h in found] == pytest.approx([p.score for p in expected], abs=1e-5)
+        check_against_everything(model, n_best=n_best, coverage=coverage, penalty_counts_eos=counts, **keys)
 
 
 CASES = st.fixed_dictionaries(
