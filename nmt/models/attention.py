@@ -15,6 +15,7 @@ from nmt.errors import UserError
 from nmt.models.encoder import EncoderOutput
 from nmt.models.initialisation import Constant, Draw, Glorot
 from nmt.models.layers import Affine, empty
+from nmt.models.recurrent.attention_kernels import AdditiveKernel, AttentionKernel, MultiplicativeKernel
 
 
 class Memory(NamedTuple):
@@ -44,6 +45,7 @@ class Attention(nn.Module, ABC):
     """
 
     projected: ClassVar[bool] = True
+    kernel: ClassVar[type[AttentionKernel] | None] = None  # `attend` for the decoder's loop, its gradient by hand
 
     def __init__(self, config: AttentionConfig, query_units: int, output_units: int, value_units: int):
         super().__init__()
@@ -71,6 +73,16 @@ class Attention(nn.Module, ABC):
         weights = torch.where(memory.mask.unsqueeze(1), scores, lowest).log_softmax(dim=-1).exp()
         return torch.bmm(weights, memory.values), weights
 
+    def usable_kernel(self) -> type[AttentionKernel] | None:
+        """The kernel of this very attention: a subclass with a score of its own, or another `attend`, inherits none."""
+        defining = next(base for base in type(self).__mro__ if "score" in vars(base) or "attend" in vars(base))
+        found: type[AttentionKernel] | None = vars(defining).get("kernel")
+        return found
+
+    def kernel_inputs(self, memory: Memory) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Keys with every factor in them, and what else the kernel's score needs."""
+        return memory.keys, ()
+
     @abstractmethod
     def score(self, query: Tensor, keys: Tensor) -> Tensor:
         """Scores [batch, k, time] of queries [batch, k, A] against keys [batch, time, A]."""
@@ -82,6 +94,8 @@ class MultiplicativeAttention(Attention):
     The factor g is 1 without scaling (the published system), 1/√A with `sqrt` (Vaswani et al. 2017), and with `learned`
     a parameter that starts at 1 (as in TensorFlow's LuongAttention).
     """
+
+    kernel = MultiplicativeKernel
 
     def __init__(self, config: AttentionConfig, query_units: int, output_units: int, value_units: int):
         super().__init__(config, query_units, output_units, value_units)
@@ -96,6 +110,12 @@ class MultiplicativeAttention(Attention):
         elif self.factor != 1.0:
             query = query * self.factor
         return torch.bmm(query, keys.transpose(1, 2))
+
+    def kernel_inputs(self, memory: Memory) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Keys times the factor."""
+        if self.scale is not None:
+            return memory.keys * self.scale.expand(memory.keys.shape[-1]), ()
+        return (memory.keys if self.factor == 1.0 else memory.keys * self.factor), ()
 
     def first_values(self) -> dict[str, Draw]:
         """The learned factor starts at 1."""
@@ -129,6 +149,8 @@ class AdditiveAttention(Attention):
     2016, as TensorFlow's BahdanauAttention has it). A constant factor would be part of v, so `sqrt` is refused.
     """
 
+    kernel = AdditiveKernel
+
     def __init__(self, config: AttentionConfig, query_units: int, output_units: int, value_units: int):
         super().__init__(config, query_units, output_units, value_units)
         self.v = empty(config.units)
@@ -136,14 +158,20 @@ class AdditiveAttention(Attention):
 
     def score(self, query: Tensor, keys: Tensor) -> Tensor:
         """Scores [batch, k, time] of queries [batch, k, A] against keys [batch, time, A]."""
-        v = self.v if self.scale is None else self.v * (self.scale / torch.linalg.vector_norm(self.v))
         # As a matrix product: the gradient of a matrix-vector product has other bits for other numbers of threads.
-        return F.linear((keys.unsqueeze(1) + query.unsqueeze(2)).tanh_(), v.unsqueeze(0)).squeeze(-1)
+        return F.linear((keys.unsqueeze(1) + query.unsqueeze(2)).tanh_(), self._direction().unsqueeze(0)).squeeze(-1)
+
+    def kernel_inputs(self, memory: Memory) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Keys and v."""
+        return memory.keys, (self._direction(),)
 
     def first_values(self) -> dict[str, Draw]:
         """TensorFlow's default for a vector takes its length for both fans."""
         units = self.v.shape[0]
         return {"v": Glorot.of(units, units), "scale": Constant(1 / math.sqrt(units))}
+
+    def _direction(self) -> Tensor:
+        return self.v if self.scale is None else self.v * (self.scale / torch.linalg.vector_norm(self.v))
 
 
 class NoAttention(nn.Module):

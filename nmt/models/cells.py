@@ -18,6 +18,7 @@ from nmt import registry
 from nmt.config.schema import CellConfig
 from nmt.models.initialisation import RecurrentKernels
 from nmt.models.layers import empty
+from nmt.models.recurrent.kernels import CellKernel
 
 State = tuple[Tensor, ...]
 
@@ -35,6 +36,7 @@ class Cell(RecurrentKernels, nn.Module, ABC):
     """
 
     state_parts: ClassVar[int]
+    kernel: ClassVar[type[CellKernel] | None] = None  # `step` and its gradient by hand; without one autograd derives it
 
     def __init__(self, input_units: int, units: int, gates: int):
         super().__init__()
@@ -49,7 +51,7 @@ class Cell(RecurrentKernels, nn.Module, ABC):
         An `x` narrower than the cell's input stands for its first columns; the caller adds what the others contribute
         through `input_columns`.
         """
-        return F.linear(x, self.input_weight[:, : x.shape[-1]], self._input_bias())
+        return F.linear(x, self.input_weight[:, : x.shape[-1]], self.input_bias())
 
     def input_columns(self, start: int) -> Tensor:
         """The input weight's columns from `start` on, transposed for `addmm`: [in - start, gates · units]."""
@@ -63,16 +65,32 @@ class Cell(RecurrentKernels, nn.Module, ABC):
     def step(self, projected: Tensor, state: State) -> State:
         """The next state from one time step's projected input [rows, gates · units] and the state before."""
 
-    def sequence(self, projected: Tensor) -> State:
-        """States after each step from the zero state: [time, rows, gates · units] -> parts of [time, rows, units]."""
-        state = self.first_state(projected.shape[1], self.bias)
-        states = []
-        for inputs in projected.unbind(0):
-            state = self.step(inputs, state)
-            states.append(state)
-        return tuple(torch.stack(part) for part in zip(*states, strict=True))
+    def sequence(self, projected: Tensor, sizes: Sequence[int]) -> State:
+        """States after each step from the zero state, by autograd's own gradients.
 
-    def _input_bias(self) -> Tensor:
+        `projected` [total, gates · units] holds `sizes[t]` rows for each step t, the first of those of the step before;
+        the parts of the state are [total, units] in the same order.
+        """
+        state = self.first_state(sizes[0], self.bias)
+        states = []
+        for inputs in projected.split(list(sizes)):
+            state = self.step(inputs, tuple(part[: len(inputs)] for part in state))
+            states.append(state)
+        return tuple(torch.cat(part) for part in zip(*states, strict=True))
+
+    def usable_kernel(self) -> type[CellKernel] | None:
+        """The kernel of this very cell: a subclass with a `step` of its own does not inherit one."""
+        defining = next(base for base in type(self).__mro__ if "step" in vars(base))
+        found: type[CellKernel] | None = vars(defining).get("kernel")
+        return found
+
+    def kernel_parameters(self) -> list[Tensor]:
+        """The parameters that the kernel asks for."""
+        assert self.kernel is not None
+        return [getattr(self, name) for name in self.kernel.parameters]
+
+    def input_bias(self) -> Tensor:
+        """The bias of the projected inputs, all that is constant in it: [gates · units]."""
         return self.bias
 
 

@@ -106,9 +106,7 @@ class RecurrentDecoder(nn.Module):
         tops, contexts = decode_sequence(embedded, first, self.residual, *loop, watch)
         return self._mix(tops, contexts)
 
-    def _loop(
-        self, embedded: Tensor, memory: Memory, dropout: Dropout
-    ) -> tuple[list[Layer], Attended | None] | None:
+    def _loop(self, embedded: Tensor, memory: Memory, dropout: Dropout) -> tuple[list[Layer], Attended | None] | None:
         """What the hand-written loop works on; None where a cell or the attention has no kernel."""
         cells, attended = list(self.cells), None
         kernels = [cell.usable_kernel() for cell in cells]
@@ -272,7 +270,7 @@ class RecurrentDecoder(nn.Module):
 
         With an input transform the first cell has a single mask, and it stands among the others.
         """
-        time, batch, width = embedded.shape
+        time, _, width = embedded.shape
         embedding_mask: Tensor | None = None
         inputs: list[tuple[Tensor | None, ...]] = []
         outputs: list[tuple[Tensor | None, ...]] = []

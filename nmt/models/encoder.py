@@ -1,8 +1,8 @@
 """Encoders: stacks of recurrent cells over the source sentence.
 
-Nothing depends on padding. Padding follows a sentence in reading order (each is reversed by its own length), so no step
-inside a sentence sees it; outputs beyond a sentence's end are zero, and the final state is the state at the
-sentence's own last step, which is what holding the state beyond the end would give.
+Nothing depends on padding: sentences are packed (`nmt.models.recurrent.packing`), outputs beyond a sentence's end are
+zero, and the final state is the state at the sentence's own last step, which is what holding the state beyond the end
+would give.
 """
 
 from __future__ import annotations
@@ -15,8 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nmt.config.schema import CellConfig, EncoderConfig
-from nmt.models.cells import Cell, CellStack, State
+from nmt.models.cells import Cell, CellStack
 from nmt.models.dropout import Dropout
+from nmt.models.plain import is_plain
+from nmt.models.recurrent.packing import Packing
+from nmt.models.recurrent.sequence import read_sequence
 from nmt.models.residual import Residual
 
 
@@ -41,25 +44,34 @@ class RecurrentStack(nn.Module):
     Residual connections go past both masks.
     """
 
-    def __init__(self, config: EncoderConfig, input_units: int, name: str):
+    def __init__(self, config: EncoderConfig, input_units: int):
         super().__init__()
         self.residual = Residual(config.residual, input_units, config.units, config.layers)
         self.cells = _cells(config, self.residual.widths[:-1])
         self.config = config.cell
-        self.name = name
 
-    def forward(self, x: Tensor, lengths: Tensor, dropout: Dropout) -> tuple[Tensor, list[Tensor]]:
-        """What the top layer passes on [time, batch, units], and each layer's final state parts [batch, units].
 
-        Outputs beyond a sentence's end are meaningless.
-        """
-        final: list[Tensor] = []
-        passed = [self.residual.enter(x)]
-        for layer, cell in enumerate(self.cells):
-            y, state = read(cell, passed[-1], lengths, f"{self.name}.{layer}", self.config, dropout)
-            passed.append(self.residual.combine(y, passed))
-            final += state
-        return passed[-1], final
+def read_stacks(
+    stacks: Sequence[RecurrentStack], x: Tensor, lengths: Tensor, dropout: Dropout
+) -> tuple[Tensor, list[Tensor]]:
+    """One stack forwards, or one each way side by side, over x [time, batch, in].
+
+    Returns what the top layers pass on [time, batch, directions · units], zero beyond each end, and the final state
+    parts [batch, units] of every layer, all of one direction before those of the next.
+    """
+    packing = Packing(lengths, len(x), len(stacks))
+    residual = stacks[0].residual  # all have the same connections; only an input transform has parameters
+    entered = packing.pack(x)
+    if residual.input_transform is not None:
+        entered = torch.stack([stack.residual.enter(own) for stack, own in zip(stacks, entered, strict=True)])
+    passed = [entered]
+    finals: list[list[Tensor]] = [[] for _ in stacks]
+    for layer, cells in enumerate(zip(*(stack.cells for stack in stacks), strict=True)):
+        y, final = read(cells, passed[-1], packing, f"encoder.{layer}", stacks[0].config, dropout)
+        passed.append(residual.combine(y, passed))
+        for own, parts in zip(finals, zip(*final, strict=True), strict=True):
+            own += parts
+    return packing.unpack(passed[-1]), [part for own in finals for part in own]
 
 
 class UnidirectionalEncoder(nn.Module):
@@ -73,14 +85,14 @@ class UnidirectionalEncoder(nn.Module):
 
     def __init__(self, config: EncoderConfig, input_units: int):
         super().__init__()
-        self.forwards = RecurrentStack(config, input_units, "encoder.forwards")
+        self.forwards = RecurrentStack(config, input_units)
         self.output_units = self.value_units = self.forwards.residual.output_units
         self.state_units = self.forwards.cells.state_units
 
     def forward(self, embedded: Tensor, lengths: Tensor, dropout: Dropout) -> EncoderOutput:
         """Read embeddings [time, batch, e] of sentences of `lengths` [batch] tokens."""
-        outputs, final = self.forwards(embedded, lengths, dropout)
-        return EncoderOutput(zero_beyond_end(outputs, lengths), torch.cat(final, dim=-1))
+        outputs, final = read_stacks([self.forwards], embedded, lengths, dropout)
+        return EncoderOutput(outputs, torch.cat(final, dim=-1))
 
 
 class BidirectionalEncoder(nn.Module):
@@ -94,18 +106,15 @@ class BidirectionalEncoder(nn.Module):
 
     def __init__(self, config: EncoderConfig, input_units: int):
         super().__init__()
-        self.forwards = RecurrentStack(config, input_units, "encoder.forwards")
-        self.backwards = RecurrentStack(config, input_units, "encoder.backwards")
+        self.forwards = RecurrentStack(config, input_units)
+        self.backwards = RecurrentStack(config, input_units)
         self.output_units = self.value_units = 2 * self.forwards.residual.output_units
         self.state_units = 2 * self.forwards.cells.state_units
 
     def forward(self, embedded: Tensor, lengths: Tensor, dropout: Dropout) -> EncoderOutput:
         """Read embeddings [time, batch, e] of sentences of `lengths` [batch] tokens."""
-        order = reversal(lengths, embedded.shape[0])
-        ahead, final_ahead = self.forwards(embedded, lengths, dropout)
-        back, final_back = self.backwards(reorder(embedded, order), lengths, dropout)
-        outputs = zero_beyond_end(torch.cat((ahead, reorder(back, order)), dim=-1), lengths)
-        return EncoderOutput(outputs, torch.cat(final_ahead + final_back, dim=-1))
+        outputs, final = read_stacks([self.forwards, self.backwards], embedded, lengths, dropout)
+        return EncoderOutput(outputs, torch.cat(final, dim=-1))
 
 
 class StackedBidirectionalEncoder(nn.Module):
@@ -131,18 +140,17 @@ class StackedBidirectionalEncoder(nn.Module):
 
     def forward(self, embedded: Tensor, lengths: Tensor, dropout: Dropout) -> EncoderOutput:
         """Read embeddings [time, batch, e] of sentences of `lengths` [batch] tokens."""
-        order = reversal(lengths, embedded.shape[0])
-        final_ahead: list[Tensor] = []
-        final_back: list[Tensor] = []
+        packing = Packing(lengths, len(embedded), directions=2)
+        ahead: list[Tensor] = []
+        back: list[Tensor] = []
         passed = [self.residual.enter(embedded)]
-        for layer, (forward, backward) in enumerate(zip(self.forwards, self.backwards, strict=True)):
-            x, config = passed[-1], self.config
-            ahead, state = read(forward, x, lengths, f"encoder.forwards.{layer}", config, dropout)
-            final_ahead += state
-            back, state = read(backward, reorder(x, order), lengths, f"encoder.backwards.{layer}", config, dropout)
-            final_back += state
-            passed.append(self.residual.combine(torch.cat((ahead, reorder(back, order)), dim=-1), passed))
-        return EncoderOutput(zero_beyond_end(passed[-1], lengths), torch.cat(final_ahead + final_back, dim=-1))
+        for layer, cells in enumerate(zip(self.forwards, self.backwards, strict=True)):
+            x = packing.pack(passed[-1])
+            y, final = read(cells, x, packing, f"encoder.{layer}", self.config, dropout)
+            ahead += [part[0] for part in final]
+            back += [part[1] for part in final]
+            passed.append(self.residual.combine(packing.unpack(y), passed))
+        return EncoderOutput(zero_beyond_end(passed[-1], lengths), torch.cat(ahead + back, dim=-1))
 
 
 def _cells(config: EncoderConfig, input_units: Sequence[int]) -> CellStack:
@@ -150,12 +158,29 @@ def _cells(config: EncoderConfig, input_units: Sequence[int]) -> CellStack:
 
 
 def read(
-    cell: Cell, x: Tensor, lengths: Tensor, name: str, config: CellConfig, dropout: Dropout
+    cells: Sequence[Cell], x: Tensor, packing: Packing, name: str, config: CellConfig, dropout: Dropout
 ) -> tuple[Tensor, list[Tensor]]:
-    """One cell over [time, batch, in]: its outputs [time, batch, units], dropped out, and its final state parts."""
+    """A cell for each direction over packed x [directions, total, in].
+
+    Returns outputs [directions, total, units], dropped out, and final state parts [directions, batch, units].
+    """
     x = dropout(f"{name}.input", x, config.dropout_input)
-    states = cell.sequence(cell.project_inputs(x))
-    return dropout(f"{name}.output", states[0], config.dropout_output), at_end(states, lengths)
+    kernel = None if is_plain() else cells[0].usable_kernel()
+    if kernel is None:
+        directions = [
+            cell.sequence(cell.project_inputs(own), packing.sizes) for cell, own in zip(cells, x, strict=True)
+        ]
+        states = [torch.stack(parts) for parts in zip(*directions, strict=True)]
+        outputs, final = states[0], [part.index_select(1, packing.last) for part in states]
+    else:
+        given = [[cell.input_weight, cell.input_bias(), *cell.kernel_parameters()] for cell in cells]
+        if len(cells) == 1:
+            outputs, final = read_sequence(kernel, cells[0].state_parts, x[0], packing, *given[0])
+            outputs, final = outputs.unsqueeze(0), [part.unsqueeze(0) for part in final]
+        else:
+            stacked = [torch.stack(parameters) for parameters in zip(*given, strict=True)]
+            outputs, final = read_sequence(kernel, cells[0].state_parts, x, packing, *stacked)
+    return dropout(f"{name}.output", outputs, config.dropout_output), final
 
 
 def reversal(lengths: Tensor, time: int) -> Tensor:
@@ -169,12 +194,6 @@ def reorder(x: Tensor, order: Tensor) -> Tensor:
     batch = x.shape[1]
     rows = order * batch + torch.arange(batch, device=x.device)
     return F.embedding(rows, x.flatten(0, 1))  # a row look-up whose gradient is far faster than index_select's
-
-
-def at_end(states: State, lengths: Tensor) -> list[Tensor]:
-    """Each state part at the sentence's own last step: [time, batch, units] -> [batch, units]."""
-    rows = (lengths - 1) * lengths.shape[0] + torch.arange(lengths.shape[0], device=lengths.device)
-    return [F.embedding(rows, part.flatten(0, 1)) for part in states]
 
 
 def zero_beyond_end(outputs: Tensor, lengths: Tensor) -> Tensor:

@@ -59,3 +59,17 @@ class Residual(nn.Module):
             return torch.cat((y, *ins), dim=-1)
         total = sum(ins[1:], start=ins[0])
         return y + (total / len(ins) if self.config.combiner == "mean" else total)
+
+    def combine_back(self, gradient: Tensor, units: int, layer: int) -> tuple[Tensor, dict[int, Tensor]]:
+        """Back through `combine` of a layer: the gradients of y, and of what was passed on before, by its place.
+
+        `units` is the width of y. The tensors may be `gradient` itself, or views of it.
+        """
+        if not self.active:
+            return gradient, {}
+        places = range(layer + 1) if self.config.dense else [layer]
+        if self.config.combiner == "concat":
+            to_y, *shares = gradient.split([units, *(self.widths[place] for place in places)], dim=-1)
+            return to_y, dict(zip(places, shares, strict=True))
+        share = gradient / len(places) if self.config.combiner == "mean" else gradient
+        return gradient, dict.fromkeys(places, share)

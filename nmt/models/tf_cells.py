@@ -12,6 +12,7 @@ from nmt.config.schema import CellConfig
 from nmt.models.cells import Cell, State
 from nmt.models.initialisation import Constant, Draw, Glorot
 from nmt.models.layers import empty, sigmoid
+from nmt.models.recurrent.kernels import TfGruKernel, TfLstmKernel, TfVanillaKernel
 
 
 class TfGru(Cell):
@@ -24,6 +25,7 @@ class TfGru(Cell):
     """
 
     state_parts = 1
+    kernel = TfGruKernel
 
     def __init__(self, input_units: int, units: int, config: CellConfig):
         super().__init__(input_units, units, gates=3)
@@ -61,6 +63,7 @@ class TfLstm(Cell):
     """
 
     state_parts = 2
+    kernel = TfLstmKernel
 
     def __init__(self, input_units: int, units: int, config: CellConfig):
         super().__init__(input_units, units, gates=4)
@@ -81,7 +84,8 @@ class TfLstm(Cell):
         joint = Glorot.of(self.input_units + self.units, 4 * self.units)
         return {"input_weight": joint, "recurrent_weight": joint, "bias": Constant(0.0)}
 
-    def _input_bias(self) -> Tensor:
+    def input_bias(self) -> Tensor:
+        """The bias with the forget bias added."""
         i_j, f, o = self.bias.split((2 * self.units, self.units, self.units))
         return torch.cat((i_j, f + self.forget_bias, o))
 
@@ -90,6 +94,7 @@ class TfVanilla(Cell):
     """TensorFlow 1's BasicRNNCell: h' = tanh(W [x; h] + b). Without gates, `forget_bias` means nothing to it."""
 
     state_parts = 1
+    kernel = TfVanillaKernel
 
     def __init__(self, input_units: int, units: int, config: CellConfig):
         super().__init__(input_units, units, gates=1)

@@ -16,6 +16,7 @@ from nmt.config.schema import CellConfig
 from nmt.models.cells import Cell, State
 from nmt.models.initialisation import Constant, Draw, Glorot
 from nmt.models.layers import empty, sigmoid
+from nmt.models.recurrent.kernels import TorchGruKernel, TorchLstmKernel, TorchVanillaKernel
 
 
 class TorchCell(Cell):
@@ -44,6 +45,7 @@ class TorchGru(TorchCell):
     """
 
     state_parts = 1
+    kernel = TorchGruKernel
 
     def __init__(self, input_units: int, units: int, config: CellConfig):
         super().__init__(input_units, units, gates=3)
@@ -77,6 +79,7 @@ class TorchLstm(TorchCell):
     """
 
     state_parts = 2
+    kernel = TorchLstmKernel
 
     def __init__(self, input_units: int, units: int, config: CellConfig):
         super().__init__(input_units, units, gates=4)
@@ -96,7 +99,8 @@ class TorchLstm(TorchCell):
         bias = Constant(0.0, other=self.forget_bias, start=self.units, stop=2 * self.units)
         return super().first_values() | {"bias": bias}
 
-    def _input_bias(self) -> Tensor:
+    def input_bias(self) -> Tensor:
+        """Both biases."""
         return self.bias + self.recurrent_bias
 
 
@@ -104,6 +108,7 @@ class TorchVanilla(TorchCell):
     """`torch.nn.RNN` with tanh: h' = tanh(W x + b + U h + d). `forget_bias` means nothing to it: there are no gates."""
 
     state_parts = 1
+    kernel = TorchVanillaKernel
 
     def __init__(self, input_units: int, units: int, config: CellConfig):
         super().__init__(input_units, units, gates=1)
@@ -113,5 +118,6 @@ class TorchVanilla(TorchCell):
         (h,) = state
         return (torch.addmm(projected, h, self.recurrent_weight.t()).to(h.dtype).tanh(),)
 
-    def _input_bias(self) -> Tensor:
+    def input_bias(self) -> Tensor:
+        """Both biases."""
         return self.bias + self.recurrent_bias

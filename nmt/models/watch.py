@@ -20,15 +20,16 @@ class GradientWatch:
     def __call__(self, name: str, tensor: Tensor) -> None:
         """Watch `tensor`; several tensors of one name count as parts of one."""
         if tensor.requires_grad:
-            tensor.register_hook(partial(self._record, name))
+            tensor.register_hook(partial(self.record, name))
+
+    def record(self, name: str, gradient: Tensor) -> None:
+        """Take down one gradient [rows, n], from a hook or from a backward pass written by hand."""
+        # Row by row: no sum is long enough to be split among threads.
+        norms = torch.linalg.vector_norm(gradient.detach(), dim=-1, dtype=torch.float64).flatten()
+        self._norms.setdefault(name, []).append(norms)
 
     def square_sums(self) -> dict[str, list[float]]:
         """After the backward pass: fp64 square sums of the gradients by name, one for each row of each tensor."""
         return {
             name: [norm * norm for norm in torch.cat(norms).tolist()] for name, norms in sorted(self._norms.items())
         }
-
-    def _record(self, name: str, gradient: Tensor) -> None:
-        # Row by row: no sum is long enough to be split among threads.
-        norms = torch.linalg.vector_norm(gradient.detach(), dim=-1, dtype=torch.float64).flatten()
-        self._norms.setdefault(name, []).append(norms)

@@ -30,11 +30,18 @@ def make(kind: str, input_units: int = 3, units: int = 4, forget_bias: float = 1
     return reference.randomised(cell.double())
 
 
+def every_step(cell: Cell, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """The parts of the state after each step over x [time, rows, in], all rows to the end."""
+    time, rows, _ = x.shape
+    states = cell.sequence(cell.project_inputs(x.flatten(0, 1)), [rows] * time)
+    return tuple(part.unflatten(0, (time, rows)) for part in states)
+
+
 @pytest.mark.parametrize(("kind", "family"), CELLS)
 def test_sequence_is_the_formula_step_by_step(kind: str, family: str) -> None:
     cell = make(kind, forget_bias=0.7, family=family)
     x = torch.randn(5, 2, 3, dtype=torch.float64)
-    states = cell.sequence(cell.project_inputs(x))
+    states = every_step(cell, x)
     for row in range(2):
         state = tuple(np.zeros(4) for _ in range(cell.state_parts))
         for t in range(5):
@@ -83,7 +90,7 @@ def test_the_torch_family_computes_what_torch_computes(kind: str) -> None:
     theirs.load_state_dict({names[name]: value for name, value in cell.state_dict().items()})
     x = torch.randn(7, 2, 3, dtype=torch.float64, requires_grad=True)
     outputs, _ = theirs(x)
-    states = cell.sequence(cell.project_inputs(x))
+    states = every_step(cell, x)
     torch.testing.assert_close(states[0], outputs, rtol=0, atol=1e-12)
     weight = torch.randn_like(outputs)
     ours = torch.autograd.grad((states[0] * weight).sum(), [x, *cell.parameters()])
@@ -104,7 +111,7 @@ def test_the_families_of_gru_differ_in_value_by_where_the_reset_gate_acts() -> N
         other.recurrent_weight.copy_(torch.cat((tf.gate_weight, tf.candidate_weight)))
         other.recurrent_bias.zero_()
     x = torch.randn(2, 1, 3, dtype=torch.float64)
-    (one,), (two,) = (cell.sequence(cell.project_inputs(x)) for cell in (tf, other))
+    (one,), (two,) = (every_step(cell, x) for cell in (tf, other))
     torch.testing.assert_close(one[0], two[0], rtol=0, atol=1e-14)
     assert (one[1] - two[1]).abs().max() > 1e-3
 
@@ -122,7 +129,7 @@ def test_the_families_of_other_cells_agree_once_their_biases_do(kind: str) -> No
             getattr(other, name).copy_(reordered(getattr(tf, name)))
         other.recurrent_bias.zero_()
     x = torch.randn(4, 2, 3, dtype=torch.float64)
-    one, two = (cell.sequence(cell.project_inputs(x))[0] for cell in (tf, other))
+    one, two = (every_step(cell, x)[0] for cell in (tf, other))
     torch.testing.assert_close(one, two, rtol=0, atol=1e-13)
 
 
@@ -140,7 +147,7 @@ def test_gradients(kind: str, family: str) -> None:
     x = torch.randn(3, 2, 2, dtype=torch.float64, requires_grad=True)
 
     def run(x: torch.Tensor, *parameters: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return cell.sequence(cell.project_inputs(x))
+        return every_step(cell, x)
 
     assert gradcheck(run, (x, *cell.parameters()), fast_mode=True)
 

@@ -15,6 +15,7 @@ from nmt.config import compose
 from nmt.config.schema import RunConfig
 from nmt.data.prepare import prepare
 from nmt.models.dropout import NO_DROPOUT
+from nmt.models.plain import plain_autograd
 from nmt.models.watch import GradientWatch
 from nmt.training.checkpoint import digest_tensors
 from nmt.training.probe import probe_metrics, training_sample
@@ -83,25 +84,30 @@ def test_embedding_gradients_are_clipped_after_the_global_clip(config: RunConfig
 
 
 def test_the_watch_sees_every_layer_at_every_step() -> None:
-    model = random_model(model_config(attention="additive", decoder_layers=2))
+    """What the hand-written loop reports is what hooks on autograd's own tensors see."""
     batch = padded_batch([[3, 4, 5], [10]], [[4, 12, 3], [7, 7]])
-    watch, seen = GradientWatch(), {}
+    seen: dict[str, list[torch.Tensor]] = {}
 
     class Keeping(GradientWatch):
         def __call__(self, name: str, tensor: torch.Tensor) -> None:
             tensor.register_hook(lambda gradient: seen.setdefault(name, []).append(gradient.clone()))
-            watch(name, tensor)
+            super().__call__(name, tensor)
 
-    mix = model._decode(
-        batch, model._encode(batch.source, batch.source_lengths, NO_DROPOUT), NO_DROPOUT, None, Keeping()
-    )
-    mix.square().sum().backward()
-    sums = watch.square_sums()
-    assert sums.keys() == {"decoder.0", "decoder.1"}
-    for name, values in sums.items():
+    def watched(watch: GradientWatch) -> dict[str, list[float]]:
+        model = random_model(model_config(attention="additive", decoder_layers=2))
+        encoded = model._encode(batch.source, batch.source_lengths, NO_DROPOUT)
+        model._decode(batch, encoded, NO_DROPOUT, None, watch).square().sum().backward()
+        return watch.square_sums()
+
+    with plain_autograd():
+        by_hooks = watched(Keeping())
+    by_hand = watched(GradientWatch())
+    assert by_hooks.keys() == by_hand.keys() == seen.keys() == {"decoder.0", "decoder.1"}
+    for name, values in by_hooks.items():
         assert len(values) == 4 * 2  # a row for each time step and sentence
         assert math.fsum(values) == pytest.approx(sum(g.square().sum().item() for g in seen[name]), rel=1e-12)
         assert math.fsum(values) > 0
+        assert by_hand[name] == pytest.approx(values, rel=1e-9)
 
 
 def test_training_text_is_sampled_evenly_and_scored_without_dropout(config: RunConfig) -> None:
