@@ -32,7 +32,7 @@ class _Watch(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         # Without gradients composite operations such as `linear` arrive whole.
-        with self:
+        with self, torch._C.DisableTorchFunction():  # else a mode of functions would see its own parts, without end
             parts = func.decompose(*args, **kwargs)
         if parts is not NotImplemented:
             return parts

@@ -74,6 +74,13 @@ def test_reads_of_the_host_are_counted_without_a_gpu(read, count) -> None:  # ty
     assert found.count == count, found.counts
 
 
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_reads_are_counted_where_composite_operations_arrive_whole(context: type[torch.no_grad]) -> None:
+    with context(), HostReads() as found:
+        torch.nn.functional.linear(torch.ones(2, 3), torch.ones(4, 3)).sum().item()
+    assert found.counts == {"_local_scalar_dense": 1}
+
+
 def test_a_polynomial_is_found_from_six_counts() -> None:
     count = lambda s, t: 7 + 2 * s + 3 * t + 5 * s * t + 11 * s * s + 13 * t * t  # noqa: E731
     found = Polynomial.through(count)
