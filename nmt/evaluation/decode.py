@@ -21,7 +21,9 @@ from nmt.config.schema import SearchConfig
 from nmt.data.batching import Batch
 from nmt.data.vocabulary import EOS, SOS
 from nmt.search.beam import STABLE_ROWS, Hypothesis, TranslationModel, beam_search
+from nmt.search.rows import in_rows
 from nmt.search.sampling import sample
+from nmt.search.statistics import SearchStatistics
 from nmt.search.trace import SearchTrace, Trace
 
 if TYPE_CHECKING:
@@ -43,6 +45,7 @@ def decode(
     prefixes: Sequence[np.ndarray] | None = None,
     attention: bool = False,
     traces: dict[int, SearchTrace] | None = None,
+    statistics: SearchStatistics | None = None,
 ) -> list[list[Hypothesis]]:
     """The hypotheses of each sentence, in the order of `sentences`; in float32 on a CPU the same for every batch size.
 
@@ -56,25 +59,29 @@ def decode(
     prefixes: for each sentence the token numbers that its outputs begin with; empty ones force nothing.
     attention: whether hypotheses carry their attention weights.
     traces: filled with what the search of each sentence went through, by its number; empty sentences have none.
+    statistics: where the work of the searches is added up.
     """
     search_batch = sample if search.method == "sample" else beam_search
     nothing = torch.zeros(0, 1) if attention else None
     found = [[Hypothesis((), 0.0, 0.0, nothing)] for _ in sentences]
     done = sum(len(sentence) == 0 for sentence in sentences)
     classes = [(_length_class(sentence),) if len(sentence) else () for sentence in sentences]
+    width = search.n_best if search.method == "sample" else search.beam
+    rows = in_rows(model, width * sum(map(len, sentences)))
     if progress:
         progress(done, len(sentences))
     for numbers, (width,) in _batches(classes, search.batch_size):
         source, lengths = _with_eos([sentences[number] for number in numbers], width)
         trace = None if traces is None else Trace()
         hypotheses = search_batch(
-            model,
+            rows,
             source.to(device),
             lengths.to(device),
             search,
             prefixes=None if prefixes is None else [prefixes[number].tolist() for number in numbers],
             attention=attention,
             trace=trace,
+            statistics=statistics,
         )
         for number, own in zip(numbers, hypotheses, strict=True):
             found[number] = own

@@ -14,10 +14,11 @@ from torch import Tensor
 from nmt.config.schema import SearchConfig
 from nmt.search.constraints import length_limit
 from nmt.search.google import GoogleBeam
-from nmt.search.interface import Hypothesis, TranslationModel
+from nmt.search.interface import Hypothesis, RowModel, TranslationModel
 from nmt.search.loop import run
 from nmt.search.rows import STABLE_ROWS
 from nmt.search.standard import StandardBeam
+from nmt.search.statistics import SearchStatistics
 from nmt.search.trace import Trace
 
 __all__ = ["STABLE_ROWS", "Hypothesis", "TranslationModel", "beam_search", "length_limit"]
@@ -26,7 +27,7 @@ _BEAMS: dict[str, type[GoogleBeam] | type[StandardBeam]] = {"google": GoogleBeam
 
 
 def beam_search(
-    model: TranslationModel,
+    model: TranslationModel | RowModel,
     source: Tensor,
     lengths: Tensor,
     search: SearchConfig,
@@ -34,6 +35,7 @@ def beam_search(
     prefixes: Sequence[Sequence[int]] | None = None,
     attention: bool = False,
     trace: Trace | None = None,
+    statistics: SearchStatistics | None = None,
 ) -> list[list[Hypothesis]]:
     """The `search.n_best` best hypotheses of each sentence, best first (fewer where fewer exist).
 
@@ -45,6 +47,7 @@ def beam_search(
     prefixes: for each sentence the tokens that its outputs begin with; a longer one than the limit is put out whole.
     attention: whether hypotheses carry their attention weights, if the model has any.
     trace: where the steps of the search are written to.
+    statistics: where its work is added up.
     """
     beam = _BEAMS[search.finishing]
     time = source.shape[1]
@@ -58,4 +61,5 @@ def beam_search(
         prefixes=prefixes,
         attention=attention,
         trace=trace,
+        statistics=statistics,
     )

@@ -20,8 +20,9 @@ from torch import Tensor
 
 from nmt.config.schema import SearchConfig
 from nmt.data.vocabulary import EOS, SOS
-from nmt.search.candidates import best_places, candidates
+from nmt.search.candidates import best_places
 from nmt.search.hypotheses import Outputs, Step
+from nmt.search.next_tokens import NextTokens
 from nmt.search.rows import Rowwise, reorder
 from nmt.search.scores import Coverage, LengthPenalty
 from nmt.search.stopping import finished_needed
@@ -69,10 +70,10 @@ class GoogleBeam(Rowwise):
             coverage=coverage,
         )
 
-    def advance(self, log_probabilities: Tensor, attention: Tensor | None, length: int) -> tuple[Self, Step]:
+    def advance(self, next_tokens: NextTokens, attention: Tensor | None, length: int) -> tuple[Self, Step]:
         """The hypotheses after one more token, the `length`-th; see `nmt.search.hypotheses.Hypotheses`."""
         k = self.tokens.shape[1]
-        gains, tokens = candidates(log_probabilities, k, self.finished)
+        gains, tokens = next_tokens.candidates(k, self.finished)
         totals = self.log_probabilities.unsqueeze(2) + gains
         ends = tokens == EOS
         divisors = torch.where(ends, self.penalty.ended(length - 1), self.penalty.live(length))
@@ -84,7 +85,7 @@ class GoogleBeam(Rowwise):
             live_charges, end_charges = self.coverage.charges(covered)
             charges = torch.where(ends | at_limit.unsqueeze(2), end_charges.unsqueeze(2), live_charges.unsqueeze(2))
 
-        # Where few tokens are allowed, EOS may stand among the candidates twice, once with minus infinity.
+        # EOS may stand among the candidates more than once, but only once with more than minus infinity.
         stays = self.finished.unsqueeze(2) & ends & (totals != -math.inf)
         scores = self._scores(totals, divisors, charges, stays)
         if self.search.diverse_groups == 1:
@@ -110,9 +111,9 @@ class GoogleBeam(Rowwise):
         )
         return beam, step
 
-    def live(self) -> Tensor:
-        """Which sentences [batch] have a hypothesis to go on with."""
-        return (~self.finished & (self.log_probabilities != -math.inf)).any(dim=1)
+    def going(self) -> Tensor:
+        """Which hypotheses [batch, k] go on."""
+        return ~self.finished & (self.log_probabilities != -math.inf)
 
     def outputs(self) -> Outputs:
         """Every hypothesis, best first."""

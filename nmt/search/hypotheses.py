@@ -6,6 +6,8 @@ from typing import NamedTuple, Protocol, Self
 
 from torch import Tensor
 
+from nmt.search.next_tokens import NextTokens
+
 
 class Step(NamedTuple):
     """What one more token made of a batch: a record of its hypotheses, [batch, slots] each.
@@ -39,14 +41,14 @@ class Hypotheses(Protocol):
     def tokens(self) -> Tensor:
         """[batch, k] what the model reads next."""
 
-    def advance(self, log_probabilities: Tensor, attention: Tensor | None, length: int) -> tuple[Self, Step]:
-        """One more token, the `length`-th, by `log_probabilities` [batch, k, vocabulary], which are overwritten.
+    def advance(self, next_tokens: NextTokens, attention: Tensor | None, length: int) -> tuple[Self, Step]:
+        """One more token, the `length`-th, by its distributions behind the hypotheses that go on.
 
         `attention` [batch, k, time] are the weights of this step.
         """
 
-    def live(self) -> Tensor:
-        """Which sentences [batch] have a hypothesis to go on with."""
+    def going(self) -> Tensor:
+        """Which hypotheses [batch, k] go on: a sentence with none is done."""
 
     def outputs(self) -> Outputs:
         """What was found."""

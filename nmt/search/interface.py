@@ -7,6 +7,8 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from nmt.models.packing import Packing
+
 
 @dataclass(frozen=True)
 class Hypothesis:
@@ -40,3 +42,33 @@ class TranslationModel(Protocol):
         Returns logits [batch, k, vocabulary], the next state, and the attention weights [batch, k, time] in the order
         of the source, or None.
         """
+
+
+class RowModel(Protocol):
+    """A model as the loop over tokens drives it: hypotheses are rows, and those that ended need not be among them.
+
+    Whatever has an `in_rows` gives one of these; other models are wrapped (`nmt.search.rows.in_rows`).
+    """
+
+    @property
+    def packs(self) -> bool:
+        """Whether `step` takes any rows; else it needs all places of the grid in order."""
+
+    def in_rows(self, steps: int = 0) -> RowModel:
+        """Itself; of a model this form of it. `steps`: hypotheses to be extended by a token in all, roughly."""
+
+    def encode(self, source: Tensor, lengths: Tensor) -> Any:
+        """See `TranslationModel`."""
+
+    def start(self, encoded: Any) -> Any:
+        """The decoder's first state, a row a sentence: a (nested) tuple of tensors [batch, ...]."""
+
+    def step(self, tokens: Tensor, state: Any, encoded: Any, packing: Packing) -> tuple[Any, Any, Tensor | None]:
+        """One token further, from `tokens` [rows] chosen last.
+
+        Returns outputs for `logits`, a tensor or (nested) tuple of tensors [rows, ...], the next state, and the
+        attention weights in the grid [batch, k, time], or None.
+        """
+
+    def logits(self, outputs: Any) -> Tensor:
+        """Logits [rows, vocabulary] of some rows of outputs; the next call may overwrite them, the caller too."""

@@ -3,6 +3,10 @@
 What comes out for a sentence depends on that sentence alone, to the last bit on a CPU in float32: everything is
 computed row by row, a batch of fewer than `STABLE_ROWS` rows is filled up with copies, and sentences that are done
 leave the batch when they have become many.
+
+On a CPU the model's rows are the hypotheses that go on and no others. On other devices, where the host would have to
+wait for their number, they are all places of the beams, and the host looks every `LOOK_EVERY` steps only whether
+sentences are done.
 """
 
 from __future__ import annotations
@@ -14,21 +18,25 @@ import torch
 from torch import Tensor
 
 from nmt.config.schema import SearchConfig
+from nmt.search.at_hand import AtHand
 from nmt.search.constraints import Constraints, length_floor, length_limit
 from nmt.search.hypotheses import Hypotheses
-from nmt.search.interface import Hypothesis, TranslationModel
+from nmt.search.interface import Hypothesis, RowModel, TranslationModel
+from nmt.search.next_tokens import Changed, NextTokens
 from nmt.search.record import Record
-from nmt.search.rows import STABLE_ROWS, reorder, take
+from nmt.search.rows import STABLE_ROWS, in_rows, take
+from nmt.search.statistics import SearchStatistics
 from nmt.search.trace import Trace
 
 CUT_AT = 0.75  # share of unfinished sentences below which the finished ones leave the batch
+LOOK_EVERY = 8  # steps
 
 First = Callable[[Tensor, Tensor, int], Hypotheses]  # rows [batch], limits [batch], the largest limit
 
 
 @torch.inference_mode()
 def run(
-    model: TranslationModel,
+    model: TranslationModel | RowModel,
     source: Tensor,
     lengths: Tensor,
     search: SearchConfig,
@@ -38,9 +46,12 @@ def run(
     prefixes: Sequence[Sequence[int]] | None = None,
     attention: bool = False,
     trace: Trace | None = None,
+    statistics: SearchStatistics | None = None,
 ) -> list[list[Hypothesis]]:
     """Let the hypotheses that `first` makes, `k` a sentence, grow until every sentence is done; see `beam_search`."""
+    model = in_rows(model)
     sentences, device = len(source), source.device
+    waits = device.type == "cpu"  # reading a tensor costs nothing here
     source_lengths = lengths.tolist()
     limits = [length_limit(length - 1, search) for length in source_lengths]
     floors = [length_floor(length - 1, search) for length in source_lengths]
@@ -50,43 +61,54 @@ def run(
     # Rows beyond the sentences are copies of the last one, and nobody asks for their hypotheses.
     rows = torch.arange(max(sentences, STABLE_ROWS), device=device).clamp(max=sentences - 1)
     encoded = model.encode(source[rows], lengths[rows])
-    state = model.start(encoded, k)
+    if statistics is not None:
+        statistics.begin(source_lengths, source[rows].numel())
+    state = model.start(encoded)
     floor = math.ceil(STABLE_ROWS / k)  # from here on a product's rows are hypotheses
     rows = rows[: max(sentences, floor)]
-    encoded, state = take(encoded, slice(len(rows))), take(state, slice(len(rows)))
+    encoded = take(encoded, slice(len(rows)))
     hypotheses = first(rows, torch.tensor(limits, device=device)[rows], longest)
     constraints = Constraints.first(floors, prefixes, k, search, device)
     constraints = constraints and constraints.take(rows)
     everything = hypotheses  # all sentences, each as it was when the batch was last cut
     present = torch.arange(len(rows), device=device)  # the rows of `everything` that `hypotheses` holds
     record = Record(len(rows))
+    going = hypotheses.going()
+    at_hand = AtHand.of(going, packed=waits and model.packs, looks=waits)
+    state = take(state, at_hand.packing.shared(torch.arange(len(rows), device=device)))
 
     for length in range(1, longest + 1):
-        logits, state, weights = model.step(hypotheses.tokens, state, encoded)
-        log_probabilities = torch.log_softmax(logits.float(), dim=-1)
+        outputs, state, weights = model.step(at_hand.packing.pick(hypotheses.tokens), state, encoded, at_hand.packing)
+        if statistics is not None:
+            statistics.step(going & (present < sentences).unsqueeze(1), at_hand.rows)
+        next_tokens: NextTokens = at_hand.predicted(model, outputs)
         if constraints is not None:
+            log_probabilities = next_tokens.log_probabilities()
             constraints.apply(log_probabilities, length)
-        hypotheses, step = hypotheses.advance(log_probabilities, weights, length)
-        del log_probabilities  # as large as the logits: the next step's take its place in memory
-        live = hypotheses.live()
+            next_tokens = Changed(log_probabilities)
+        hypotheses, step = hypotheses.advance(next_tokens, weights, length)
+        going = hypotheses.going()
+        live = going.any(dim=1)
         record.add(present, step, weights if attention else None, live)
-        count = int(live.sum())
-        if count == 0:
-            break
         parents = step.parents[:, :k]
-        if k > 1 and search.method == "beam":
-            state = reorder(state, parents)
         if constraints is not None:
             constraints = constraints.after(parents, hypotheses.tokens)
-        if len(present) > floor and count <= CUT_AT * len(present):
-            everything = everything.put(present, hypotheses)
-            # A stable sort brings the live ones to the front; finished ones behind them keep up the floor.
-            kept = live.int().sort(descending=True, stable=True).indices[: max(count, floor)]
-            present, hypotheses = present[kept], hypotheses.take(kept)
-            encoded, state, constraints = take(encoded, kept), take(state, kept), constraints and constraints.take(kept)
-    outputs = everything.put(present, hypotheses).outputs()
+        kept: Tensor | None = None
+        if waits or length % LOOK_EVERY == 0:
+            count = int(live.sum())
+            if count == 0:
+                break
+            if len(present) > floor and count <= CUT_AT * len(present):
+                everything = everything.put(present, hypotheses)
+                # A stable sort brings the live ones to the front; finished ones behind them keep up the floor.
+                kept = live.int().sort(descending=True, stable=True).indices[: max(count, floor)]
+                present, hypotheses, going = present[kept], hypotheses.take(kept), going[kept]
+                encoded, constraints = take(encoded, kept), constraints and constraints.take(kept)
+        at_hand, came_from = at_hand.after(parents, kept, going)
+        if came_from is not None:
+            state = take(state, came_from)
     found, traces = record.read(
-        outputs,
+        everything.put(present, hypotheses).outputs(),
         source_lengths,
         search.n_best,
         distinct=search.diverse_groups > 1,

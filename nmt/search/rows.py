@@ -9,6 +9,9 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from nmt.models.packing import Packing
+from nmt.search.interface import RowModel, TranslationModel
+
 # A float32 matrix product computes a row the same way whatever the other rows, if only there are so many or more:
 # measured on MKL with 1 and 2 threads; below 4 rows the bits do differ.
 STABLE_ROWS = 16
@@ -35,6 +38,42 @@ class Rowwise:
             if isinstance(value, Tensor):
                 changed[item.name] = change(value, getattr(other, item.name))
         return replace(self, **changed)  # type: ignore[type-var]
+
+
+class GridModel:
+    """A `RowModel` of a model whose step knows grids only."""
+
+    packs = False
+
+    def __init__(self, model: TranslationModel):
+        self.model = model
+
+    def in_rows(self, steps: int = 0) -> GridModel:
+        """Itself."""
+        return self
+
+    def encode(self, source: Tensor, lengths: Tensor) -> Any:
+        """What the model makes of the sentences."""
+        return self.model.encode(source, lengths)
+
+    def start(self, encoded: Any) -> Any:
+        """The model's first state."""
+        return _map(lambda tensor: tensor.squeeze(1), self.model.start(encoded, 1))
+
+    def step(self, tokens: Tensor, state: Any, encoded: Any, packing: Packing) -> tuple[Tensor, Any, Tensor | None]:
+        """One token further; the outputs are the logits."""
+        logits, state, weights = self.model.step(packing.spread(tokens), _map(packing.spread, state), encoded)
+        return packing.pick(logits), _map(packing.pick, state), weights
+
+    def logits(self, outputs: Tensor) -> Tensor:
+        """The outputs."""
+        return outputs
+
+
+def in_rows(model: TranslationModel | RowModel, steps: int = 0) -> RowModel:
+    """`model` as the loop drives it; see `RowModel.in_rows`."""
+    make: Callable[[int], RowModel] | None = getattr(model, "in_rows", None)
+    return make(steps) if make else GridModel(model)  # type: ignore[arg-type]
 
 
 def take(tensors: Any, rows: Tensor | slice) -> Any:

@@ -23,10 +23,12 @@ from nmt.config.schema import SearchConfig
 from nmt.data.vocabulary import EOS, SOS
 from nmt.search.candidates import largest
 from nmt.search.hypotheses import Outputs, Step
-from nmt.search.interface import Hypothesis, TranslationModel
+from nmt.search.interface import Hypothesis, RowModel, TranslationModel
 from nmt.search.loop import run
+from nmt.search.next_tokens import NextTokens
 from nmt.search.rows import Rowwise
 from nmt.search.scores import LengthPenalty
+from nmt.search.statistics import SearchStatistics
 from nmt.search.trace import Trace
 
 ONE = 2**52  # probability 1 in whole numbers; a token below 2^-53 is never drawn
@@ -63,8 +65,9 @@ class Samples(Rowwise):
             penalty=LengthPenalty(search, longest, device),
         )
 
-    def advance(self, log_probabilities: Tensor, attention: Tensor | None, length: int) -> tuple[Self, Step]:
+    def advance(self, next_tokens: NextTokens, attention: Tensor | None, length: int) -> tuple[Self, Step]:
         """The outputs after one more token, the `length`-th; see `nmt.search.hypotheses.Hypotheses`."""
+        log_probabilities = next_tokens.log_probabilities()
         drawn = draw(log_probabilities, self.uniform[:, :, length - 1], self.search)
         tokens = drawn.masked_fill(self.finished, EOS)
         gains = log_probabilities.gather(2, tokens.unsqueeze(2)).squeeze(2).masked_fill(self.finished, 0.0)
@@ -83,9 +86,9 @@ class Samples(Rowwise):
         slots = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
         return samples, Step(tokens, slots, scores, totals)
 
-    def live(self) -> Tensor:
-        """Which sentences [batch] have an output to go on with."""
-        return ~self.finished.all(dim=1)
+    def going(self) -> Tensor:
+        """Which outputs [batch, n] go on."""
+        return ~self.finished
 
     def outputs(self) -> Outputs:
         """All of them, in the order of their numbers."""
@@ -95,7 +98,7 @@ class Samples(Rowwise):
 
 
 def sample(
-    model: TranslationModel,
+    model: TranslationModel | RowModel,
     source: Tensor,
     lengths: Tensor,
     search: SearchConfig,
@@ -103,6 +106,7 @@ def sample(
     prefixes: Sequence[Sequence[int]] | None = None,
     attention: bool = False,
     trace: Trace | None = None,
+    statistics: SearchStatistics | None = None,
 ) -> list[list[Hypothesis]]:
     """`search.n_best` outputs of each sentence in the order of drawing; arguments as of `beam_search`."""
 
@@ -121,6 +125,7 @@ def sample(
         prefixes=prefixes,
         attention=attention,
         trace=trace,
+        statistics=statistics,
     )
 
 
@@ -131,8 +136,8 @@ def draw(log_probabilities: Tensor, uniform: Tensor, search: SearchConfig) -> Te
     """
     values, tokens = log_probabilities.double() / search.temperature, None
     if 0 < search.top_k < values.shape[-1]:
-        _, tokens = largest(values, search.top_k)
-        tokens = tokens.sort(dim=-1).values
+        rows = log_probabilities.flatten(0, 1)  # in the order of `values`, in a type that has a fast look-up
+        tokens = largest(rows, search.top_k)[1].sort(dim=1).values.view(*values.shape[:2], -1)
         values = values.gather(-1, tokens)
     if search.top_p < 1.0:
         values, order = values.sort(dim=-1, descending=True, stable=True)

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from nmt.config.schema import SearchConfig
 from nmt.data.vocabulary import EOS, SOS
-from nmt.search.candidates import best_places, candidates
+from nmt.search.candidates import best_places
 from nmt.search.hypotheses import Outputs, Step
+from nmt.search.next_tokens import NextTokens
 from nmt.search.rows import Rowwise, reorder
 from nmt.search.scores import Coverage, LengthPenalty
 from nmt.search.stopping import finished_needed
@@ -70,13 +71,13 @@ class StandardBeam(Rowwise):
             coverage=coverage,
         )
 
-    def advance(self, log_probabilities: Tensor, attention: Tensor | None, length: int) -> tuple[Self, Step]:
+    def advance(self, next_tokens: NextTokens, attention: Tensor | None, length: int) -> tuple[Self, Step]:
         """The hypotheses after one more token, the `length`-th; see `nmt.search.hypotheses.Hypotheses`.
 
         Its record has 2k slots: the k live hypotheses, then those of the k best candidates that ended.
         """
         k = self.tokens.shape[1]
-        gains, tokens = candidates(log_probabilities, k)
+        gains, tokens = next_tokens.candidates(k)
         totals = self.log_probabilities.unsqueeze(2) + gains
         with_eos = tokens == EOS
         ends = with_eos | (self.limits <= length)[:, None, None]
@@ -119,9 +120,9 @@ class StandardBeam(Rowwise):
         stops = beam._stops(charges, length)
         return replace(beam, log_probabilities=totals.masked_fill(stops, -math.inf)), step
 
-    def live(self) -> Tensor:
-        """Which sentences [batch] have a hypothesis to go on with."""
-        return (self.log_probabilities != -math.inf).any(dim=1)
+    def going(self) -> Tensor:
+        """Which hypotheses [batch, k] go on."""
+        return self.log_probabilities != -math.inf
 
     def outputs(self) -> Outputs:
         """The best finished hypotheses."""
