@@ -5,9 +5,10 @@ Joint matrices on [x; h] as TensorFlow has them; no batching, no padding, no hoi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -22,10 +23,15 @@ from nmt.config.schema import (
     ModelConfig,
     ResidualConfig,
 )
+from nmt.models.dropout import NO_DROPOUT, AddressedDropout, Dropout
 from nmt.models.encoder import EncoderOutput
+from nmt.models.scheduled_sampling import ScheduledSampling
 from nmt.models.seq2seq import Seq2Seq, build_model
+from nmt.models.watch import GradientWatch
 
 Array = np.ndarray
+SOURCES = [[3, 4, 5], [10], [6, 3, 9, 8, 7]]
+TARGETS = [[4, 12, 3, 5], [7, 7], []]
 
 torch.set_num_threads(1)  # tiny tensors: a second thread only waits
 
@@ -56,6 +62,95 @@ def padded_batch(
         target_output=pad([[*row, eos] for row in targets]),
         target_lengths=torch.tensor([len(row) + 1 for row in targets]),
     )
+
+
+@dataclass(frozen=True)
+class ExampleSlot:
+    """What a model's stages see of a slot of a training step."""
+
+    batch: PaddedBatch
+    dropout: Dropout = NO_DROPOUT
+    sampling: ScheduledSampling | None = None
+    watch: GradientWatch | None = None
+
+    @property
+    def target_tokens(self) -> int:
+        return int(self.batch.target_lengths.sum())
+
+
+def run_stages(model: Seq2Seq, slot: ExampleSlot) -> Tensor:
+    """The sum of a slot's token losses."""
+    carried: dict[str, Tensor] = {}
+    for stage in model.stages():
+        carried = stage(slot, carried)
+    assert set(carried) == {"loss"}
+    return carried["loss"]
+
+
+def gradients(model: Seq2Seq, loss: Tensor) -> dict[str, Tensor]:
+    model.zero_grad()
+    loss.backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def check_dropout_is_addressed(model: Seq2Seq) -> None:
+    """Equal losses for equal addresses; others for another seed, step or slot, and without dropout."""
+    batch = padded_batch(SOURCES, TARGETS)
+
+    def loss(*address: int) -> float:
+        return run_stages(model, ExampleSlot(batch, AddressedDropout(*address))).item()
+
+    assert loss(1, 5, 0) == loss(1, 5, 0)
+    assert len({loss(1, 5, 0), loss(2, 5, 0), loss(1, 6, 0), loss(1, 5, 1)}) == 4
+    without = run_stages(model, ExampleSlot(batch)).item()
+    assert without == model(batch).sum().item() != loss(1, 5, 0)
+
+
+def check_bf16_is_near_float32(model: Seq2Seq) -> None:
+    """A float32 model under autocast: its loss, finite gradients, and two steps of decoding."""
+    slot = ExampleSlot(padded_batch(SOURCES, TARGETS), AddressedDropout(1, 1, 0))
+    exact = run_stages(model, slot)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = run_stages(model, slot)
+        encoded = model.encode(slot.batch.source, slot.batch.source_lengths)
+        logits, state, _ = model.step(torch.full((3, 2), 1), model.start(encoded, 2), encoded)
+        logits, _, _ = model.step(logits.argmax(-1), state, encoded)
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(exact.item(), rel=0.02)
+    assert loss.item() != exact.item()
+    found = gradients(model, loss)
+    assert found.keys() == dict(model.named_parameters()).keys()
+    assert all(gradient.isfinite().all() for gradient in found.values())
+    assert logits.isfinite().all()
+
+
+def check_threads_change_no_bit(config: ModelConfig, threads: int, units: int = 96) -> None:
+    """Loss and gradients of the model, made `units` wide, with one thread and with `threads`."""
+    config = replace(
+        config,
+        embedding=replace(config.embedding, units=units),
+        encoder=replace(config.encoder, units=units),
+        decoder=replace(config.decoder, units=units),
+        attention=replace(config.attention, units=units),
+    )
+    model = build_model(config, 700, 900, LossConfig(label_smoothing=0.1), seed=1)
+    g = torch.Generator().manual_seed(0)
+    source, target = (
+        [torch.randint(3, 700, (int(n),), generator=g).tolist() for n in torch.randint(4, 12, (64,), generator=g)]
+        for _ in range(2)
+    )
+    slot = ExampleSlot(padded_batch(source, target), AddressedDropout(1, 1, 0))
+    before, results = torch.get_num_threads(), []
+    try:
+        for number in (1, threads):
+            torch.set_num_threads(number)
+            loss = run_stages(model, slot)
+            results.append((loss.detach(), gradients(model, loss)))
+    finally:
+        torch.set_num_threads(before)
+    (one, of_one), (other, of_other) = results
+    assert torch.equal(one, other)
+    assert [name for name in of_one if not torch.equal(of_one[name], of_other[name])] == []
 
 
 def encoded(outputs: Tensor) -> EncoderOutput:

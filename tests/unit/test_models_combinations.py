@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import product
 
 import models_reference as reference
@@ -11,15 +11,23 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models_reference import model_config, padded_batch, random_model
+from models_reference import (
+    SOURCES,
+    TARGETS,
+    ExampleSlot,
+    gradients,
+    model_config,
+    padded_batch,
+    random_model,
+    run_stages,
+)
 
 from nmt.config.model_rules import MODEL_RULES
 from nmt.config.schema import CellConfig, LossConfig, ModelConfig, ResidualConfig, RunConfig
 from nmt.errors import UserError
-from nmt.models.dropout import NO_DROPOUT, AddressedDropout
-from nmt.models.dropout import Dropout as DropoutProtocol
+from nmt.models.dropout import AddressedDropout
 from nmt.models.parameters import count_parameters
-from nmt.models.seq2seq import Seq2Seq, build_model
+from nmt.models.seq2seq import build_model
 
 ENCODERS = ["unidirectional", "bidirectional", "stacked_bidirectional"]
 KINDS, FAMILIES = ["gru", "lstm", "vanilla"], ["tf", "torch"]
@@ -27,8 +35,6 @@ ATTENTIONS = ["additive", "multiplicative", "dot", "none_state", "none_input"]
 BRIDGES = ["zero", "pass_through", "projection", "concat_input"]
 RESIDUALS = [("none", False), *product(["add", "mean", "concat"], [False, True])]
 VOCAB = (11, 13)
-SOURCES = [[3, 4, 5], [10], [6, 3, 9, 8, 7]]
-TARGETS = [[4, 12, 3, 5], [7, 7], []]
 
 
 def fits(model: ModelConfig) -> bool:
@@ -39,31 +45,6 @@ def fits(model: ModelConfig) -> bool:
     except UserError:
         return False
     return True
-
-
-@dataclass(frozen=True)
-class ExampleSlot:
-    batch: reference.PaddedBatch
-    dropout: DropoutProtocol = NO_DROPOUT
-    sampling: None = None
-    watch: None = None
-
-    @property
-    def target_tokens(self) -> int:
-        return int(self.batch.target_lengths.sum())
-
-
-def loss_by_stages(model: Seq2Seq, slot: ExampleSlot) -> torch.Tensor:
-    carried: dict[str, torch.Tensor] = {}
-    for stage in model.stages():
-        carried = stage(slot, carried)
-    return carried["loss"]
-
-
-def gradients(model: Seq2Seq, slot: ExampleSlot) -> dict[str, torch.Tensor]:
-    model.zero_grad()
-    loss_by_stages(model, slot).backward()
-    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
 def cell_size(cell: CellConfig, i: int, h: int) -> int:
@@ -141,10 +122,10 @@ def check_values(config: ModelConfig, extra: int = 0) -> None:
 def check_padding(config: ModelConfig) -> None:
     """Neither more padding nor other sentences beside a sentence change losses or gradients."""
     model = random_model(config, VOCAB)
-    tight = gradients(model, ExampleSlot(padded_batch(SOURCES, TARGETS)))
-    wide = gradients(model, ExampleSlot(padded_batch(SOURCES, TARGETS, extra=4, filler=8)))
+    tight = gradients(model, run_stages(model, ExampleSlot(padded_batch(SOURCES, TARGETS))))
+    wide = gradients(model, run_stages(model, ExampleSlot(padded_batch(SOURCES, TARGETS, extra=4, filler=8))))
     alone = [
-        gradients(model, ExampleSlot(padded_batch([source], [target])))
+        gradients(model, run_stages(model, ExampleSlot(padded_batch([source], [target]))))
         for source, target in zip(SOURCES, TARGETS, strict=True)
     ]
     for name, gradient in tight.items():
@@ -260,7 +241,7 @@ def test_with_dropout_gradients_are_finite_differences(config: ModelConfig) -> N
     )
     model = random_model(config, VOCAB)
     slot = ExampleSlot(padded_batch(SOURCES, TARGETS), AddressedDropout(1, 2, 0))
-    found, generator = gradients(model, slot), torch.Generator().manual_seed(0)
+    found, generator = gradients(model, run_stages(model, slot)), torch.Generator().manual_seed(0)
     direction = {name: torch.randn(p.shape, dtype=p.dtype, generator=generator) for name, p in model.named_parameters()}
     slope = sum((found[name] * direction[name]).sum().item() for name in found)
     losses = []
@@ -268,25 +249,13 @@ def test_with_dropout_gradients_are_finite_differences(config: ModelConfig) -> N
         for sign in (1, -2):
             for name, parameter in model.named_parameters():
                 parameter.add_(direction[name], alpha=sign * 1e-6)
-            losses.append(loss_by_stages(model, slot).item())
+            losses.append(run_stages(model, slot).item())
     assert (losses[0] - losses[1]) / 2e-6 == pytest.approx(slope, rel=1e-5)
 
 
 @pytest.mark.parametrize("config", SAMPLE, ids=lambda config: f"{config.encoder.name}-{config.attention.name}")
 def test_bf16_autocast_trains_and_decodes_near_float32(config: ModelConfig) -> None:
-    model = build_model(config, *VOCAB, seed=1)
-    slot = ExampleSlot(padded_batch(SOURCES, TARGETS), AddressedDropout(1, 1, 0))
-    exact = loss_by_stages(model, slot).item()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = loss_by_stages(model, slot)
-        encoded = model.encode(slot.batch.source, slot.batch.source_lengths)
-        logits, state, _ = model.step(torch.full((3, 2), 1), model.start(encoded, 2), encoded)
-        logits, _, _ = model.step(logits.argmax(-1), state, encoded)
-    assert loss.item() == pytest.approx(exact, rel=0.02)
-    assert loss.item() != exact
-    loss.backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
-    assert logits.isfinite().all()
+    reference.check_bf16_is_near_float32(build_model(config, *VOCAB, seed=1))
 
 
 @pytest.mark.exhaustive
@@ -312,7 +281,7 @@ def test_bits_do_not_depend_on_the_number_of_threads(config: ModelConfig) -> Non
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            results.append(gradients(model, slot))
+            results.append(gradients(model, run_stages(model, slot)))
     finally:
         torch.set_num_threads(before)
     for other in results[1:]:

@@ -2,54 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import product
 
 import models_reference as reference
 import numpy as np
 import pytest
 import torch
-from models_reference import PaddedBatch, model_config, padded_batch, random_model
+from models_reference import (
+    SOURCES,
+    TARGETS,
+    ExampleSlot,
+    gradients,
+    model_config,
+    padded_batch,
+    random_model,
+    run_stages,
+)
 from torch import Tensor
 
 from nmt.config.schema import EncoderConfig, LossConfig
 from nmt.errors import UserError
-from nmt.models.dropout import NO_DROPOUT, AddressedDropout
-from nmt.models.dropout import Dropout as DropoutProtocol
+from nmt.models.dropout import AddressedDropout
 from nmt.models.plain import plain_autograd
-from nmt.models.scheduled_sampling import ScheduledSampling
-from nmt.models.seq2seq import Encoded, Seq2Seq, build_model
-from nmt.models.watch import GradientWatch
+from nmt.models.seq2seq import Encoded, build_model
 
 KINDS, ATTENTIONS = ["gru", "lstm"], ["additive", "multiplicative", "none_state"]
-SOURCES = [[3, 4, 5], [10], [6, 3, 9, 8, 7]]
-TARGETS = [[4, 12, 3, 5], [7, 7], []]
-
-
-@dataclass(frozen=True)
-class ExampleSlot:
-    batch: PaddedBatch
-    dropout: DropoutProtocol = NO_DROPOUT
-    sampling: ScheduledSampling | None = None
-    watch: GradientWatch | None = None
-
-    @property
-    def target_tokens(self) -> int:
-        return int(self.batch.target_lengths.sum())
-
-
-def run_stages(model: Seq2Seq, slot: ExampleSlot) -> Tensor:
-    carried: dict[str, Tensor] = {}
-    for stage in model.stages():
-        carried = stage(slot, carried)
-    assert set(carried) == {"loss"}
-    return carried["loss"]
-
-
-def gradients(model: Seq2Seq, loss: Tensor) -> dict[str, Tensor]:
-    model.zero_grad()
-    loss.backward()
-    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
 @pytest.mark.parametrize(
@@ -172,16 +150,7 @@ def test_a_stored_model_of_shared_tables_loads_strictly_and_stays_shared() -> No
 
 
 def test_dropout_is_a_function_of_its_address() -> None:
-    model = random_model(model_config(attention="additive", dropout=0.3))
-    batch = padded_batch(SOURCES, TARGETS)
-
-    def loss(*address: int) -> float:
-        return run_stages(model, ExampleSlot(batch, AddressedDropout(*address))).item()
-
-    assert loss(1, 5, 0) == loss(1, 5, 0)
-    assert len({loss(1, 5, 0), loss(2, 5, 0), loss(1, 6, 0), loss(1, 5, 1)}) == 4
-    without = run_stages(model, ExampleSlot(batch)).item()
-    assert without == model(batch).sum().item() != loss(1, 5, 0)
+    reference.check_dropout_is_addressed(random_model(model_config(attention="additive", dropout=0.3)))
 
 
 def test_every_mask_of_a_step_has_a_name_and_the_shape_of_what_it_drops() -> None:
@@ -210,48 +179,14 @@ def test_every_mask_of_a_step_has_a_name_and_the_shape_of_what_it_drops() -> Non
 
 @pytest.mark.parametrize(("kind", "attention"), [("gru", "additive"), ("lstm", "multiplicative")])
 def test_bits_do_not_depend_on_the_number_of_threads(kind: str, attention: str) -> None:
-    config = model_config(kind=kind, attention=attention, dropout=0.2)
-    config = replace(
-        config,
-        embedding=replace(config.embedding, units=96),
-        encoder=replace(config.encoder, units=96),
-        decoder=replace(config.decoder, units=96),
-        attention=replace(config.attention, units=96),
-    )
-    model = build_model(config, 700, 900, LossConfig(label_smoothing=0.1), seed=1)
-    g = torch.Generator().manual_seed(0)
-    sentences = [
-        [torch.randint(3, 700, (int(n),), generator=g).tolist() for n in torch.randint(4, 12, (64,), generator=g)]
-        for _ in range(2)
-    ]
-    slot = ExampleSlot(padded_batch(*sentences), AddressedDropout(1, 1, 0))
-    before, results = torch.get_num_threads(), []
-    try:
-        for threads in (1, 2):
-            torch.set_num_threads(threads)
-            loss = run_stages(model, slot)
-            results.append((loss.detach(), gradients(model, loss)))
-    finally:
-        torch.set_num_threads(before)
-    assert torch.equal(results[0][0], results[1][0])
-    assert [name for name in results[0][1] if not torch.equal(results[0][1][name], results[1][1][name])] == []
+    reference.check_threads_change_no_bit(model_config(kind=kind, attention=attention, dropout=0.2), threads=2)
 
 
 @pytest.mark.parametrize(("kind", "attention"), product(KINDS, ATTENTIONS))
 def test_bf16_autocast_trains_and_decodes_near_float32(kind: str, attention: str) -> None:
-    model = build_model(model_config(kind=kind, attention=attention, dropout=0.1), 11, 13, seed=1)
-    slot = ExampleSlot(padded_batch(SOURCES, TARGETS), AddressedDropout(1, 1, 0))
-    exact = run_stages(model, slot)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = run_stages(model, slot)
-        encoded = model.encode(slot.batch.source, slot.batch.source_lengths)
-        logits, state, _ = model.step(torch.full((3, 2), 1), model.start(encoded, 2), encoded)
-        logits, _, _ = model.step(logits.argmax(-1), state, encoded)
-    assert loss.dtype == torch.float32
-    assert loss.item() == pytest.approx(exact.item(), rel=0.02)
-    assert loss.item() != exact.item()
-    assert all(gradient.isfinite().all() for gradient in gradients(model, loss).values())
-    assert logits.isfinite().all()
+    reference.check_bf16_is_near_float32(
+        build_model(model_config(kind=kind, attention=attention, dropout=0.1), 11, 13, seed=1)
+    )
 
 
 def test_calls_leave_no_trace_on_the_model() -> None:

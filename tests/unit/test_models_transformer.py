@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
@@ -11,7 +10,16 @@ import non_recurrent_reference as slow
 import numpy as np
 import pytest
 import torch
-from models_reference import PaddedBatch, numbers, padded_batch, random_model
+from models_reference import (
+    SOURCES,
+    TARGETS,
+    ExampleSlot,
+    gradients,
+    numbers,
+    padded_batch,
+    random_model,
+    run_stages,
+)
 from non_recurrent_reference import ENCODERS, model_config
 from torch import Tensor
 from torch.autograd import gradcheck
@@ -23,7 +31,6 @@ from nmt.config.schema import LossConfig, OptimizerConfig, ScheduleConfig, Searc
 from nmt.data.vocabulary import EOS, SOS
 from nmt.errors import UserError
 from nmt.models.dropout import NO_DROPOUT, AddressedDropout
-from nmt.models.dropout import Dropout as DropoutProtocol
 from nmt.models.multi_head import attend
 from nmt.models.parameters import planned_parameters
 from nmt.models.plain import plain_autograd
@@ -33,34 +40,7 @@ from nmt.models.watch import GradientWatch
 from nmt.search.beam import Hypothesis, beam_search
 from nmt.training.schedule import learning_rate
 
-SOURCES = [[3, 4, 5], [10], [6, 3, 9, 8, 7]]
-TARGETS = [[4, 12, 3, 5], [7, 7], []]
 PAIRS = [*product([*ENCODERS, "bidirectional"], ["transformer"]), *product(ENCODERS, ["recurrent"])]
-
-
-@dataclass(frozen=True)
-class ExampleSlot:
-    batch: PaddedBatch
-    dropout: DropoutProtocol = NO_DROPOUT
-    sampling: None = None
-    watch: GradientWatch | None = None
-
-    @property
-    def target_tokens(self) -> int:
-        return int(self.batch.target_lengths.sum())
-
-
-def run_stages(model: Seq2Seq, slot: ExampleSlot) -> Tensor:
-    carried: dict[str, Tensor] = {}
-    for stage in model.stages():
-        carried = stage(slot, carried)
-    return carried["loss"]
-
-
-def gradients(model: Seq2Seq, loss: Tensor) -> dict[str, Tensor]:
-    model.zero_grad()
-    loss.backward()
-    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
 def slow_rows(model: Seq2Seq, source: list[int], target: list[int]) -> tuple[np.ndarray, list[np.ndarray]]:
@@ -241,58 +221,16 @@ def test_a_watch_is_told_of_every_layers_output_and_changes_nothing() -> None:
 
 
 def test_dropout_is_a_function_of_its_address() -> None:
-    model = random_model(model_config(dropout=0.3))
-    batch = padded_batch(SOURCES, TARGETS)
-
-    def loss(*address: int) -> float:
-        return run_stages(model, ExampleSlot(batch, AddressedDropout(*address))).item()
-
-    assert loss(1, 5, 0) == loss(1, 5, 0)
-    assert len({loss(1, 5, 0), loss(2, 5, 0), loss(1, 6, 0), loss(1, 5, 1)}) == 4
+    reference.check_dropout_is_addressed(random_model(model_config(dropout=0.3)))
 
 
 @pytest.mark.parametrize(("encoder", "decoder"), PAIRS)
 def test_bf16_autocast_trains_and_decodes_near_float32(encoder: str, decoder: str) -> None:
-    model = build_model(model_config(encoder, decoder, dropout=0.1), 11, 13, seed=1)
-    slot = ExampleSlot(padded_batch(SOURCES, TARGETS), AddressedDropout(1, 1, 0))
-    exact = run_stages(model, slot)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = run_stages(model, slot)
-        encoded = model.encode(slot.batch.source, slot.batch.source_lengths)
-        logits, state, _ = model.step(torch.full((3, 2), 1), model.start(encoded, 2), encoded)
-        logits, _, _ = model.step(logits.argmax(-1), state, encoded)
-    assert loss.dtype == torch.float32
-    assert loss.item() == pytest.approx(exact.item(), rel=0.02)
-    assert loss.item() != exact.item()
-    assert all(gradient.isfinite().all() for gradient in gradients(model, loss).values())
-    assert logits.isfinite().all()
+    reference.check_bf16_is_near_float32(build_model(model_config(encoder, decoder, dropout=0.1), 11, 13, seed=1))
 
 
 def test_bits_do_not_depend_on_the_number_of_threads() -> None:
-    config = model_config(dropout=0.2)
-    config = replace(
-        config,
-        embedding=replace(config.embedding, units=96),
-        encoder=replace(config.encoder, units=96),
-        decoder=replace(config.decoder, units=96),
-        attention=replace(config.attention, units=96),
-    )
-    model = build_model(config, 700, 900, LossConfig(label_smoothing=0.1), seed=1)
-    g = torch.Generator().manual_seed(0)
-    sentences = [
-        [torch.randint(3, 700, (int(n),), generator=g).tolist() for n in torch.randint(4, 12, (48,), generator=g)]
-        for _ in range(2)
-    ]
-    slot, results = ExampleSlot(padded_batch(*sentences), AddressedDropout(1, 1, 0)), []
-    try:
-        for threads in (1, 3):
-            torch.set_num_threads(threads)
-            loss = run_stages(model, slot)
-            results.append((loss.detach(), gradients(model, loss)))
-    finally:
-        torch.set_num_threads(1)
-    assert torch.equal(results[0][0], results[1][0])
-    assert [name for name in results[0][1] if not torch.equal(results[0][1][name], results[1][1][name])] == []
+    reference.check_threads_change_no_bit(model_config(dropout=0.2), threads=3)
 
 
 @pytest.mark.parametrize("time", [24, 40])
