@@ -65,15 +65,15 @@ class PeersOptions:
 
 def main(argv: list[str]) -> int:
     """Install, measure, print."""
-    options, words = parse(
-        PeersOptions,
-        argv,
-        verb="python scripts/bench_peers.py",
-        summary="Training and decoding beside other toolkits on the same work.",
-        epilog="Figures go to stdout as Markdown, progress to stderr.",
-        rest=True,
-    )
     try:
+        options, words = parse(
+            PeersOptions,
+            argv,
+            verb="python scripts/bench_peers.py",
+            summary="Training and decoding beside other toolkits on the same work.",
+            epilog="Figures go to stdout as Markdown, progress to stderr.",
+            rest=True,
+        )
         if options.quick:
             options = _quick(options, argv)
         _check(options)

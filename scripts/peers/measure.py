@@ -193,7 +193,9 @@ def _state_key(driver: Driver, work: Work, steps: int) -> str:
     from nmt.config.identity import NUMERICS_VERSION
 
     about = [driver.name, driver.about["versions"], driver.about["parameters"], NUMERICS_VERSION, CHUNK]
-    shared = [asdict(work.settings), work.vocabulary, work.steps[:steps], work.source[:100], work.target[:100]]
+    settings = asdict(work.settings)
+    settings["overrides"] = [word for word in settings["overrides"] if not word.startswith("paths.")]
+    shared = [settings, work.vocabulary, work.steps[:steps], work.source[:100], work.target[:100]]
     return hashlib.sha256(json.dumps([*about, *shared]).encode()).hexdigest()[:16]
 
 

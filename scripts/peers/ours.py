@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +14,6 @@ from peers.protocol import Decoded, Launch, System, serve
 from peers.work import Work
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from nmt.config.schema import SearchConfig
 
 # The nearest that we have to what ends a search in the peers; docs/peers.md says how near.
@@ -65,17 +62,19 @@ class Ours(System):
         """By `nmt.evaluation.decode`, as the model was trained: under autocast or not."""
         from nmt.data.vocabulary import EOS, SOS
         from nmt.evaluation.decode import decode
+        from nmt.search.statistics import SearchStatistics
         from nmt.training.workload import precision_context
 
         prepared = self._strategy.workload.prepared
         sentences = [prepared.test.source[number] for number in range(len(self._work.test))]
         search = self._search(beam, batch_size, rule)
+        statistics = SearchStatistics()
         precision = precision_context(self._config, "cpu")
-        with self._strategy.evaluation_model() as model, _counting_rows(model) as rows, precision:
-            found = decode(model, sentences, search)
+        with self._strategy.evaluation_model() as model, precision:
+            found = decode(model, sentences, search, statistics=statistics)
         token = prepared.target_tokenizer.token
         outputs = [[token(number) for number in best[0].tokens if number not in (SOS, EOS)] for best in found]
-        return Decoded(outputs, rows[0])
+        return Decoded(outputs, statistics.computed)
 
     def save(self, path: Path) -> None:
         """Write the strategy's state."""
@@ -100,22 +99,6 @@ class Ours(System):
     def _search(self, beam: int, batch_size: int, rule: str) -> SearchConfig:
         chosen: dict[str, Any] = {"beam": beam, "batch_size": batch_size, "max_length": self._work.settings.max_length}
         return dataclasses.replace(self._config.search, n_best=1, penalty="none", **chosen, **RULES[rule])
-
-
-@contextmanager
-def _counting_rows(model: Any) -> Iterator[list[int]]:
-    """A list whose one number grows by the rows of every decoder step."""
-    rows, step = [0], model.step
-
-    def counted(tokens: Any, *others: Any) -> Any:
-        rows[0] += tokens.numel()
-        return step(tokens, *others)
-
-    model.step = counted
-    try:
-        yield rows
-    finally:
-        del model.step
 
 
 if __name__ == "__main__":

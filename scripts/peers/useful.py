@@ -7,6 +7,7 @@ in the lengths s and t of source and target, so four counts give that of every p
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ class UsefulWork:
         greedy = dataclasses.replace(config, search=dataclasses.replace(config.search, beam=1))
         vocabularies = (config.tokenizer.vocab_size, config.tokenizer.vocab_size)
 
+        @cache
         def count(s: int, t: int) -> Costs:
             return costs(greedy, Shape(1, s, t), vocabularies)
 
