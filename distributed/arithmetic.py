@@ -118,10 +118,20 @@ def square_sums(buffer: torch.Tensor, start: int = 0, stop: int | None = None) -
     whole = buffer[first:last].view(-1, CHUNK)
     norms = [
         *([torch.linalg.vector_norm(buffer[start:first], dtype=torch.float64).view(1)] if start < first else []),
-        torch.linalg.vector_norm(whole, dim=1, dtype=torch.float64),
+        *_row_norms(whole),
         torch.linalg.vector_norm(buffer[last:stop], dtype=torch.float64).view(1),
     ]
     return [norm * norm for norm in torch.cat(norms).tolist()]
+
+
+def _row_norms(rows: torch.Tensor) -> Iterator[torch.Tensor]:
+    """The fp64 norms of rows [n, CHUNK], some at a time: in fp64 these stay in the cache, the whole would not."""
+    if rows.is_cuda:
+        yield torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
+        return
+    wide = rows.new_empty(4, CHUNK, dtype=torch.float64)
+    for some in rows.split(len(wide)):
+        yield torch.linalg.vector_norm(wide[: len(some)].copy_(some), dim=1)
 
 
 def norm(sums: Sequence[float]) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -11,12 +12,17 @@ from torch import Tensor
 
 from nmt.models.initialisation import stream
 
+_STEPS = 1 << 16  # equally likely values of the 16 bits that decide about a unit
+
 
 class Dropout(Protocol):
     """Where a model gets its dropout masks from."""
 
     def mask(self, name: str, shape: Sequence[int], p: float, like: Tensor) -> Tensor | None:
-        """The mask called `name`, already divided by 1 - p, with the device and type of `like`; None drops nothing."""
+        """The mask called `name`, already divided by its share of ones, with the device and type of `like`.
+
+        None drops nothing.
+        """
 
     def __call__(self, name: str, x: Tensor, p: float) -> Tensor:
         """`x` times the mask called `name`, in the shape of `x`; each unit is dropped with probability `p`."""
@@ -45,6 +51,9 @@ class AddressedDropout:
     The same address gives the same bits in every process and with any number of threads, so a resumed run, a recomputed
     activation and a stage in another process all see the same mask. Masks of different names are independent; the shape
     belongs to the caller's own time-major tensor.
+
+    A unit costs 16 random bits, so its probability is the multiple of 1/65536 next to `p`, below 1. Survivors are
+    divided by what that leaves, so the expectation is exact.
     """
 
     seed: int
@@ -52,13 +61,17 @@ class AddressedDropout:
     slot: int
 
     def mask(self, name: str, shape: Sequence[int], p: float, like: Tensor) -> Tensor | None:
-        """The mask called `name`, already divided by 1 - p; with p = 0 nothing is drawn and None is returned."""
-        if p == 0:
+        """The mask called `name`, already divided by its share of ones; with p = 0 nothing is drawn: None."""
+        dropped = min(round(p * _STEPS), _STEPS - 1)
+        if not dropped:
             return None
-        # Always drawn in float32, so that a float64 or bfloat16 model has the masks of the float32 one.
         generator = stream(f"{self.seed}/{self.step}/{self.slot}/{name}", like.device)
-        uniform = torch.rand(tuple(shape), generator=generator, device=like.device, dtype=torch.float32)
-        return (uniform >= p).to(like.dtype).mul_(1 / (1 - p))
+        units = math.prod(shape)
+        words = torch.empty(-(-units // 4), dtype=torch.int64, device=like.device)
+        words.random_(-(2**63), None, generator=generator)  # all 64 bits of each word, four units
+        bits = words.view(torch.int16)[:units].view(tuple(shape))
+        mask = torch.empty(tuple(shape), dtype=like.dtype, device=like.device)
+        return torch.ge(bits, dropped - _STEPS // 2, out=mask).mul_(_STEPS / (_STEPS - dropped))
 
     def __call__(self, name: str, x: Tensor, p: float) -> Tensor:
         """`x` times the mask called `name`, in the shape of `x`; each unit is dropped with probability `p`."""

@@ -48,7 +48,8 @@ def test_bits_do_not_depend_on_the_number_of_threads() -> None:
 @given(st.sampled_from([0.1, 0.2, 0.5, 0.9]), st.integers(0, 2**31))
 def test_survivors_are_scaled_and_the_share_is_right(p: float, seed: int) -> None:
     y = AddressedDropout(seed, 1, 0)("name", X, p)
-    assert set(y.unique().tolist()) == {0.0, torch.tensor(1 / (1 - p)).item()}
+    kept = 1 - round(p * 65536) / 65536  # what p is with 16 bits
+    assert set(y.unique().tolist()) == {0.0, torch.tensor(1 / kept).item()}
     dropped = (y == 0).float().mean().item()
     assert abs(dropped - p) < 6 * (p * (1 - p) / X.numel()) ** 0.5
 
@@ -57,7 +58,36 @@ def test_known_bits() -> None:
     # Pins the address format, the digest and the generator: a change here changes every training run.
     mask = AddressedDropout(1, 1, 0).mask("decoder.0.input", (2, 8), 0.5, torch.ones(()))
     assert mask is not None
-    assert "".join(str(int(value / 2)) for value in mask.flatten().tolist()) == "0100100111001010"
+    assert "".join(str(int(value / 2)) for value in mask.flatten().tolist()) == "1010101101001110"
+
+
+@pytest.mark.parametrize("bit", range(16))
+def test_each_of_the_random_bits_is_fair(bit: int) -> None:
+    # Masks with p = 1/2^k see whether the first k bits are all zero (the sign bit turned); telescoped, each bit's own
+    # share: of the units that p = 2^-bit drops, p = 2^-(bit+1) drops half.
+    big = torch.ones(1 << 20)
+    outer = torch.ones_like(big, dtype=torch.bool)
+    if bit:
+        outer = AddressedDropout(3, 1, 0)("a", big, 2.0**-bit) == 0
+    inner = AddressedDropout(3, 1, 0)("a", big, 2.0 ** -(bit + 1)) == 0
+    assert not (inner & ~outer).any()  # a higher p drops the same units and more
+    units = int(outer.sum())
+    assert abs(int(inner.sum()) - units / 2) <= 3 * units**0.5  # six standard deviations
+
+
+@pytest.mark.parametrize("units", range(1, 10))
+def test_any_number_of_units_has_a_mask(units: int) -> None:
+    mask = AddressedDropout(1, 1, 0).mask("a", (units,), 0.5, torch.ones(()))
+    longer = AddressedDropout(1, 1, 0).mask("a", (12,), 0.5, torch.ones(()))
+    assert mask is not None
+    assert longer is not None
+    assert torch.equal(mask, longer[:units])
+
+
+def test_a_probability_near_one_leaves_finite_survivors() -> None:
+    mask = AddressedDropout(1, 1, 0).mask("a", (1 << 20,), 1 - 1e-9, torch.ones(()))
+    assert mask is not None
+    assert set(mask.unique().tolist()) == {0.0, 65536.0}
 
 
 def test_nothing_is_dropped_where_nothing_is_asked_for() -> None:
