@@ -7,6 +7,7 @@ which under autocast is bfloat16.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -17,9 +18,15 @@ from torch.autograd.function import once_differentiable
 def compute_type(like: Tensor) -> torch.dtype:
     """The type of matrix products: autocast's where it is on (and `like` is float32), else that of `like`."""
     device = like.device.type
-    if like.dtype == torch.float32 and torch.is_autocast_enabled(device):
+    # The meta device, on which costs are counted, knows no autocast.
+    if like.dtype == torch.float32 and torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)
     return like.dtype
+
+
+def without_autocast(device: str) -> AbstractContextManager[Any]:
+    """A context in which every product is made in the type of its operands."""
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
 class Weight:
@@ -94,7 +101,7 @@ class _HandWritten(torch.autograd.Function):
     def forward(ctx: Any, program: Program, *inputs: Tensor) -> tuple[Tensor, ...]:
         ctx.program = program
         # Outputs get this node as their origin: were the same objects held by the program, none would ever be freed.
-        with torch.autocast(inputs[0].device.type, enabled=False):  # programs choose the type of each product
+        with without_autocast(inputs[0].device.type):  # programs choose the type of each product
             return tuple(output.detach() for output in program.forward())
 
     @staticmethod

@@ -17,6 +17,11 @@ from torch import Tensor
 LEAST_ROWS = 16
 
 
+def shrinks(device: torch.device) -> bool:
+    """Whether sentences that have ended leave the rows on this device."""
+    return device.type == "cpu"
+
+
 class Packing:
     """Where the tokens of a padded batch stand in its packed form, for one direction (forwards) or two (and backwards).
 
@@ -36,15 +41,16 @@ class Packing:
         self.time, self.batch, self.directions = time, batch, directions
         steps = torch.arange(time, device=device).unsqueeze(1)
         rows = torch.arange(batch, device=device)
-        if device.type == "cpu":
+        if shrinks(device):
             sentences = lengths.sort(descending=True, stable=True).indices  # of each row
             sizes = (lengths > steps).sum(dim=1).clamp(min=min(LEAST_ROWS, batch))
             kept = (rows < sizes.unsqueeze(1)).flatten()
             self.sizes: list[int] = sizes.tolist()
+            begins = torch.tensor([0, *accumulate(self.sizes)][:-1])
         else:
             sentences, kept, self.sizes = rows, None, [batch] * time
+            begins = steps.squeeze(1) * batch  # made there: the host would wait for a copy
         self.total = sum(self.sizes)
-        begins = torch.tensor([0, *accumulate(self.sizes)][:-1], device=device)
         own = lengths[sentences]
         ahead, back = steps.expand(-1, batch), torch.where(steps < own, own - 1 - steps, steps)
         read = torch.stack([ahead, back][:directions]) * batch + sentences
