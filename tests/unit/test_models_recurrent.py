@@ -16,7 +16,7 @@ from torch import Tensor
 from nmt.config.schema import CellConfig, ModelConfig
 from nmt.models.dropout import AddressedDropout
 from nmt.models.plain import plain_autograd
-from nmt.models.recurrent.arithmetic import Program, sigmoid_
+from nmt.models.recurrent.arithmetic import Program, run, sigmoid_
 from nmt.models.recurrent.packing import LEAST_ROWS, Packing
 from nmt.models.seq2seq import Seq2Seq
 from nmt.models.tf_cells import TfGru, TfLstm
@@ -159,14 +159,13 @@ def test_the_plain_form_can_be_differentiated_twice() -> None:
 
 def test_what_a_loop_keeps_is_freed_with_the_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     alive: list[weakref.ref[Program]] = []
-    original = Program.__new__
 
-    def seen(cls: type[Program], *arguments: object, **options: object) -> Program:
-        program = original(cls)
+    def seen(program: Program, *inputs: Tensor) -> tuple[Tensor, ...]:
         alive.append(weakref.ref(program))
-        return program
+        return run(program, *inputs)
 
-    monkeypatch.setattr(Program, "__new__", seen)
+    for module in ("sequence", "decoder_loop"):
+        monkeypatch.setattr(f"nmt.models.recurrent.{module}.run", seen)
     model = random_model(model_config())
     batch = padded_batch(SOURCES, TARGETS)
     gc.disable()  # freed by the last reference, not by a collection that may come late
