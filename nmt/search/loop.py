@@ -34,6 +34,11 @@ LOOK_EVERY = 8  # steps
 First = Callable[[Tensor, Tensor, int], Hypotheses]  # rows [batch], limits [batch], the largest limit
 
 
+def reads_freely(device: torch.device) -> bool:
+    """Whether the host may look at tensors of this device without waiting."""
+    return device.type == "cpu"
+
+
 @torch.inference_mode()
 def run(
     model: TranslationModel | RowModel,
@@ -51,7 +56,7 @@ def run(
     """Let the hypotheses that `first` makes, `k` a sentence, grow until every sentence is done; see `beam_search`."""
     model = in_rows(model)
     sentences, device = len(source), source.device
-    waits = device.type == "cpu"  # reading a tensor costs nothing here
+    waits = reads_freely(device)
     source_lengths = lengths.tolist()
     limits = [length_limit(length - 1, search) for length in source_lengths]
     floors = [length_floor(length - 1, search) for length in source_lengths]

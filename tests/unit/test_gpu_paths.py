@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 import torch
+from decoding_examples import random_model, random_sentences
 
 from nmt.config import compose
+from nmt.config.schema import SearchConfig
+from nmt.data.vocabulary import EOS
+from nmt.evaluation.decode import decode
 from nmt.models.recurrent import packing
 from nmt.models.seq2seq import Seq2Seq, build_model
 from nmt.profiling.costs import Shape, batch_of, blank_slot
+from nmt.profiling.counting import HostReads
+from nmt.search import loop
 from nmt.training.workload import TranslationWorkload
 
 ENCODERS = {
@@ -20,6 +27,16 @@ ENCODERS = {
     "Transformer": ["experiment=transformer", "model.encoder.layers=1", "model.decoder.layers=1"],
     "convolutional": ["experiment=convolutional"],
     "pooling": ["experiment=pooling"],
+}
+
+SEARCHES = {
+    "google": SearchConfig(beam=4, n_best=4, length_penalty=0.6),
+    "greedy": SearchConfig(beam=1),
+    "standard": SearchConfig(beam=4, finishing="standard", stop="bound", length_penalty=0.6),
+    "coverage": SearchConfig(beam=4, n_best=2, coverage="wu", coverage_weight=0.3),
+    "constraints": SearchConfig(beam=3, block_ngrams=2, block_unknown=True, min_length_ratio=0.5),
+    "diverse": SearchConfig(beam=4, n_best=4, diverse_groups=2, diverse_strength=0.5),
+    "sample": SearchConfig(method="sample", n_best=3, top_p=0.9),
 }
 
 
@@ -75,3 +92,30 @@ def test_asking_for_a_value_would_be_found_out() -> None:
         torch.ones(3, device="meta").sum().item()
     with pytest.raises(NotImplementedError, match="meta"):
         torch.ones(3, device="meta").nonzero()
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+@pytest.mark.usefixtures("one_thread")
+def test_a_search_that_hardly_looks_finds_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU every place of the beams is computed, and the host asks now and then whether sentences are done."""
+    model, sentences = random_model(4), random_sentences(20)
+    search = dataclasses.replace(SEARCHES[name], max_length=20)
+    expected = decode(model, sentences, search)
+    monkeypatch.setattr(loop, "reads_freely", lambda device: False)
+    assert decode(model, sentences, search) == expected
+
+
+@pytest.mark.parametrize("name", ["google", "greedy", "standard"])
+def test_the_host_looks_at_a_search_every_few_steps(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, sentences = random_model(4), [sentence[:5] for sentence in random_sentences(4)]
+    with torch.no_grad():
+        model.output.bias[EOS] = -50.0  # no output ends before its limit
+    monkeypatch.setattr(loop, "reads_freely", lambda device: False)
+
+    def reads(steps: int) -> int:
+        with HostReads() as found:
+            outputs = decode(model, sentences, dataclasses.replace(SEARCHES[name], max_length=steps))
+        assert {len(best[0].tokens) for best in outputs} == {steps}
+        return found.count
+
+    assert reads(3 * loop.LOOK_EVERY) - reads(loop.LOOK_EVERY) == 2
