@@ -1,112 +1,193 @@
-"""Training throughput beside the floor of this machine, measured in one run.
+"""Speed and memory beside the floors of this machine, all measured in one run.
 
-    python scripts/bench.py threads=1 scale=local experiment=t5_add_512
-    python scripts/bench.py threads=2 scale=multi30k data.dir=data/multi30k experiment=t5_add_512
+    python scripts/bench.py                       # minutes; Markdown on stdout, everything as JSON in bench.json
+    python scripts/bench.py quick=true            # within 2 minutes
+    python scripts/bench.py only=training shapes=recurrent_512 threads=1 data.dir=data/multi30k
 
-The floor is what a step would take if nothing but its matrix products cost time, at the best rate that a large product
-reaches here: FLOPs of the products of forward and backward (counted by torch's FlopCounterMode), divided by that rate.
-Steps and products are timed in turn, so that a change of the machine's load falls on both.
+Needs no corpus: unless `data.dir` names Multi30k, sentences are synthetic and have the lengths of Multi30k's. The parts
+are in `scripts/bench/`; how to read what they print: docs/performance.md.
 """
 
 from __future__ import annotations
 
+import json
 import os
-import statistics
 import sys
-import tempfile
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.children import Job, run_jobs
+from bench.settings import PRECISIONS, SHAPES, Settings
+from bench.tables import Part
 
 from nmt.arguments import option, parse
-from nmt.config import compose
 from nmt.errors import UserError
+
+FORMAT_VERSION = 1
+PARTS = ("floors", "training", "memory", "beam", "data", "startup")
+QUICK_SHAPES = ("recurrent_128", "recurrent_512", "transformer_256")
+
+_EXAMPLES = """
+Other key=value words are overrides of the configuration for every shape (model.encoder.cell.kind=lstm).
+
+Parts:
+  floors     matrix products and copies of this machine
+  training   target tokens/s and achieved / floor of each shape and precision, by phase of a step
+  memory     peak of a training step, each in a process of its own
+  beam       sentences/s and peak memory of beam search
+  data       sampling and batching from 10^3 to 10^6 sentences; preparing a corpus
+  startup    nmt --help, torch, the first step of a run, the overhead of a replicate
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BenchOptions:
     """What the script takes beside config overrides."""
 
-    threads: int = option(1, "CPU threads", minimum=1)
-    rounds: int = option(5, "rounds of steps and products; medians are printed", minimum=1)
-    steps: int = option(4, "training steps a round", minimum=1)
-    size: int = option(1024, "rows and columns of the product that measures the rate", minimum=64)
+    quick: bool = option(False, "fewer shapes and sizes: within 2 minutes on 2 cores")
+    only: list[str] = option(list, "parts to measure; none: all", choices=PARTS)
+    shapes: list[str] = option(list, "models to measure; none: all", choices=SHAPES)
+    precisions: list[str] = option(list, "arithmetic to measure; none: both", choices=PRECISIONS)
+    threads: list[str] = option(list, "numbers of CPU threads to measure with; none: 1 and all cores")
+    rounds: int = option(5, "times that everything is measured; medians are printed", minimum=1)
+    device: str = option("auto", "where to compute", choices=("auto", "cpu", "cuda"))
+    data_dir: str = option("", "a Multi30k directory (scripts/fetch_corpus.py); empty: synthetic", key="data.dir")
+    json: str = option("bench.json", "file that everything is written to")
 
 
-def product_rate(size: int, dtype: str) -> float:
-    """FLOP/s of a product of two square matrices, the best of three."""
-    import torch
-
-    one, other = (torch.randn(size, size).to(getattr(torch, dtype)) for _ in range(2))
-    one @ other
-    seconds = []
-    for _ in range(3):
-        begin = time.perf_counter()
-        one @ other
-        seconds.append(time.perf_counter() - begin)
-    return 2 * size**3 / min(seconds)
-
-
-def measure(options: BenchOptions, overrides: list[str]) -> dict[str, float]:
-    """Medians over the rounds: tokens/s, floor tokens/s, FLOPs a token, product rate, and achieved / floor."""
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
-    from distributed.single import SingleStrategy
-    from nmt.training.workload import workload_spec
-
-    torch.set_num_threads(options.threads)
-    config = compose(overrides)
-    with tempfile.TemporaryDirectory() as cache:
-        config = replace(config, paths=replace(config.paths, cache=config.paths.cache or cache))
-        strategy = SingleStrategy()
-        strategy.start(workload_spec(config, "cpu"))
-        with FlopCounterMode(display=False) as counter:
-            counted = strategy.step(1)
-        flops_per_token = counter.get_total_flops() / counted.target_tokens
-        dtype = "bfloat16" if config.training.precision == "bf16" else "float32"
-        speeds, rates = [], []
-        index = 1
-        for _ in range(options.rounds):
-            rates.append(product_rate(options.size, dtype))
-            tokens, begin = 0, time.perf_counter()
-            for _ in range(options.steps):
-                index += 1
-                tokens += strategy.step(index).target_tokens
-            speeds.append(tokens / (time.perf_counter() - begin))
-    speed, rate = statistics.median(speeds), statistics.median(rates)
-    return {
-        "tokens_per_second": speed,
-        "slowest": min(speeds),
-        "fastest": max(speeds),
-        "flops_per_token": flops_per_token,
-        "product_gflops": rate / 1e9,
-        "floor_tokens_per_second": rate / flops_per_token,
-        "achieved_over_floor": speed / (rate / flops_per_token),
-    }
-
-
-def main(argv: list[str]) -> int:
-    """Measure and print one Markdown row."""
-    options, overrides = parse(
-        BenchOptions, argv, verb="python scripts/bench.py", summary="Training throughput beside its floor.", rest=True
-    )
+def main(argv: Sequence[str]) -> int:
+    """Measure, print Markdown, write JSON; returns the exit code."""
     try:
-        found = measure(options, overrides)
+        options, overrides = parse(
+            BenchOptions,
+            argv,
+            verb="python scripts/bench.py",
+            summary="Speed and memory of training, decoding and data beside the floors of this machine.",
+            epilog=_EXAMPLES,
+            rest=True,
+        )
+        report = bench(options, overrides)
+        Path(options.json).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    columns = ["overrides", "threads", "target tokens/s (spread)", "MFLOP a token", "product GFLOP/s"]
-    columns += ["floor tokens/s", "achieved / floor", "load"]
-    print(f"| {' | '.join(columns)} |")
-    print("|---|---|---|---|---|---|---|---|")
-    print(
-        f"| {' '.join(word for word in overrides if not word.startswith('data.dir'))} | {options.threads} "
-        f"| {found['tokens_per_second']:,.0f} ({found['slowest']:,.0f} to {found['fastest']:,.0f}) "
-        f"| {found['flops_per_token'] / 1e6:.1f} | {found['product_gflops']:.0f} "
-        f"| {found['floor_tokens_per_second']:,.0f} | {found['achieved_over_floor']:.2f} | {os.getloadavg()[0]:.1f} |"
-    )
+    except OSError as error:
+        print(f"error: json={options.json}: cannot be written: {error.strerror}", file=sys.stderr)
+        return 2
     return 0
 
+
+def bench(options: BenchOptions, overrides: Sequence[str]) -> dict[str, Any]:
+    """Measure what is asked for and print it; everything as plain data."""
+    settings = _settings(options, overrides)
+    for shape in settings.shapes:
+        settings.config(shape)  # a mistake in the overrides shows now
+    _check_writable(options.json)
+    begin, load = time.monotonic(), os.getloadavg()[0]
+    machine = _machine(settings)
+    jobs: list[Job] = []
+    asked = [(name, *_PARTS[name]) for name in PARTS if name in (options.only or PARTS)]
+    counts = []
+    for _, make, _ in asked:
+        own = make(settings)
+        counts.append(len(own))
+        jobs += own
+    found = iter(run_jobs(jobs))
+    parts = [show(settings, [next(found) for _ in range(n)]) for (_, _, show), n in zip(asked, counts, strict=True)]
+    machine |= {"load_before": load, "load_after": os.getloadavg()[0], "seconds": time.monotonic() - begin}
+    print("\n\n".join([_heading(machine, settings), *(part.markdown() for part in parts)]))
+    return {
+        "format_version": FORMAT_VERSION,
+        "machine": machine,
+        "settings": {"overrides": list(settings.overrides), "rounds": settings.rounds, "quick": settings.quick},
+        "parts": {name: part.figures for (name, _, _), part in zip(asked, parts, strict=True)},
+        "ratios": {name: value for part in parts for name, value in part.ratios.items()},
+    }
+
+
+def _settings(options: BenchOptions, overrides: Sequence[str]) -> Settings:
+    from nmt.environment import available_cores
+
+    try:
+        threads = tuple(int(word) for word in options.threads) or tuple(dict.fromkeys((1, available_cores())))
+    except ValueError:
+        raise UserError(f"{','.join(options.threads)} are no numbers", where="threads", hint="threads=1,2") from None
+    if min(threads) < 1:
+        raise UserError(f"{min(threads)} is out of range", where="threads", allowed=[">= 1"])
+    device = _device(options.device)
+    return Settings(
+        device=device,
+        threads=threads if device == "cpu" else threads[-1:],
+        rounds=options.rounds,
+        quick=options.quick,
+        shapes=tuple(options.shapes) or (QUICK_SHAPES if options.quick else SHAPES),
+        precisions=tuple(options.precisions) or PRECISIONS,
+        data_dir=options.data_dir,
+        overrides=tuple(overrides),
+    )
+
+
+def _device(asked: str) -> str:
+    import torch
+
+    available = torch.cuda.is_available()
+    if asked == "cuda" and not available:
+        raise UserError("no CUDA device is visible to this process", where="device", allowed=["cpu", "auto"])
+    return "cuda" if available and asked != "cpu" else "cpu"
+
+
+def _check_writable(name: str) -> None:
+    folder = Path(name).absolute().parent
+    if not folder.is_dir():
+        raise UserError(f"there is no directory {folder}", where="json")
+
+
+def _machine(settings: Settings) -> dict[str, Any]:
+    from nmt.environment import available_cores, describe_environment
+
+    found = describe_environment(settings.device)
+    return {
+        "processor": found["device"]["name"],
+        "cpu": found["cpu"],
+        "cores": available_cores(),
+        "device": settings.device,
+        "threads": list(settings.threads),
+        "code": found["code"],
+        "packages": {name: found["packages"][name] for name in ("torch", "numpy")},
+        "python": found["python"],
+    }
+
+
+def _heading(machine: dict[str, Any], settings: Settings) -> str:
+    code = machine["code"]
+    commit = (code["commit"] or code["version"])[:12] + (" with changes" if code["dirty"] else "")
+    text = "Multi30k" if settings.data_dir else "synthetic sentences with the lengths of Multi30k"
+    overrides = f" Overrides: {' '.join(settings.overrides)}." if settings.overrides else ""
+    return (
+        f"# Benchmark of commit {commit}\n\n{machine['processor']}, {machine['cores']} cores, "
+        f"{machine['cpu']['capability']}; torch {machine['packages']['torch']}; {text}; medians of {settings.rounds} "
+        f"rounds (least to most); load {machine['load_before']:.1f} before, {machine['load_after']:.1f} after "
+        f"{machine['seconds']:.0f} s.{overrides}"
+    )
+
+
+def _parts() -> dict[str, tuple[Callable[[Settings], list[Job]], Callable[[Settings, Sequence[Any]], Part]]]:
+    from bench import data, decoding, machine, memory, startup, training
+
+    return {
+        "floors": (machine.floor_jobs, machine.floor_part),
+        "training": (training.training_jobs, training.training_part),
+        "memory": (memory.memory_jobs, memory.memory_part),
+        "beam": (decoding.decoding_jobs, decoding.decoding_part),
+        "data": (data.data_jobs, data.data_part),
+        "startup": (startup.startup_jobs, startup.startup_part),
+    }
+
+
+_PARTS = _parts()
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

@@ -88,7 +88,7 @@ def costs(config: RunConfig, shape: Shape, vocabularies: tuple[int, int]) -> Cos
         with Allocations() as kept:
             loss = _forward(model, slot)[1]
         activation_bytes = kept.alive
-        with torch.no_grad():
+        with torch.no_grad(), plain_autograd():
             decoding = _decoding(model, shape, config.search.beam)
     return Costs(shape, config.search.beam, parameters_by_module(model), forward, backward, activation_bytes, decoding)
 

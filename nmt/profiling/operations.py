@@ -90,6 +90,40 @@ def useful_operations(config: RunConfig, vocabularies: tuple[int, int]) -> Usefu
         )
 
 
+@dataclass(frozen=True)
+class DecodingOperations:
+    """Operations of decoding.
+
+    encoding: of a sentence of s source tokens. step: of extending one hypothesis of such a sentence by one token,
+        behind t tokens (SOS counted).
+    """
+
+    encoding: Polynomial
+    step: Polynomial
+
+
+def decoding_operations(config: RunConfig, vocabularies: tuple[int, int]) -> DecodingOperations:
+    """Count for a model of `config`, as `useful_operations` does."""
+    from nmt.models.seq2seq import build_model
+
+    with torch.device("meta"), torch.no_grad(), plain_autograd():
+        model = build_model(config.model, *vocabularies, config.loss)
+
+        def count(s: int, t: int) -> tuple[int, int]:
+            tokens = torch.zeros(1, 1, dtype=torch.int64)
+            with FlopCounterMode(display=False) as encoding:
+                encoded = model.encode(torch.zeros(1, s, dtype=torch.int64), torch.tensor([s]))
+                state = model.start(encoded, 1)
+            for _ in range(t):
+                with FlopCounterMode(display=False) as step:
+                    _, state, _ = model.step(tokens, state, encoded)
+            return int(encoding.get_total_flops()), int(step.get_total_flops())
+
+        return DecodingOperations(
+            Polynomial.through(lambda s, t: count(s, t)[0]), Polynomial.through(lambda s, t: count(s, t)[1])
+        )
+
+
 def _forward_parts(model: Seq2Seq, shape: Shape) -> dict[str, int]:
     slot = blank_slot(batch_of(shape), shape.target_tokens)
     carried: dict[str, Tensor] = {}

@@ -175,12 +175,13 @@ class _WatchedStage:
 
 
 @dataclass(frozen=True)
-class _Given(WorkloadSpec):
+class Given(WorkloadSpec):
     """A workload that is there already, for a strategy in this process."""
 
     workload: Any = None
 
     def build(self) -> Workload:
+        """The workload."""
         workload: Workload = self.workload
         return workload
 
@@ -196,7 +197,7 @@ def measure(
     watched = WatchedWorkload(TranslationWorkload(config, device, prepared), synchronize)
     strategy: Strategy = registry.lookup("strategy", "single", "distribution.name")()
     try:
-        strategy.start(_Given("", {}, watched))
+        strategy.start(Given("", {}, watched))
         watched.kept = Allocations()
         strategy.step(1)
         watched.kept = None

@@ -60,16 +60,41 @@ def test_a_run_that_failed_is_not_archived(tmp_path: Path) -> None:
     assert not (tmp_path / "archive").exists()
 
 
-def test_the_benchmark_prints_a_row_with_its_floor(tmp_path: Path) -> None:
-    words = ["scale=smoke", "data.options.train_size=60", f"paths.cache={tmp_path}"]
-    done = run(str(SCRIPTS / "bench.py"), "rounds=1", "steps=1", "size=128", *words)
+TINY_MODEL = ["model.embedding.units=16", "model.encoder.units=8", "model.decoder.units=16", "model.attention.units=16"]
+
+
+def test_the_benchmark_sets_what_is_achieved_against_the_floor(tmp_path: Path) -> None:
+    words = ["rounds=1", "threads=1", "quick=true", "device=cpu", "shapes=recurrent_128", "precisions=fp32"]
+    only, path = "only=training,memory,beam,data", tmp_path / "bench.json"
+    done = run(str(SCRIPTS / "bench.py"), only, f"json={path}", *words, *TINY_MODEL)
     assert done.returncode == 0, done.stderr
-    header, _, row = done.stdout.strip().splitlines()
-    cells = dict(zip(header.strip("| ").split(" | "), row.strip("| ").split(" | "), strict=True))
-    floor = float(cells["floor tokens/s"].replace(",", ""))
-    flops, rate = float(cells["MFLOP a token"]), float(cells["product GFLOP/s"])
-    assert abs(floor - rate * 1e3 / flops) < 0.05 * floor + 1e3 / flops
-    assert float(cells["achieved / floor"]) > 0
+    found = json.loads(path.read_text())
+    assert list(found["parts"]) == ["training", "memory", "beam", "data"]
+    for heading in ("## Training", "## Memory of a training step", "## Beam search", "## Data"):
+        assert heading in done.stdout
+    (shape,) = found["parts"]["training"]
+    (arm,) = shape["arms"]
+    (one,) = arm["rounds"]
+    floor = sum(one["useful_operations"].values()) / one["product_rate"]
+    name = "training/recurrent_128/fp32/1_threads"
+    assert found["ratios"][f"{name}/achieved_over_floor"] == floor / one["seconds"]
+    assert abs(sum(one["phases"].values()) / one["seconds"] - 1) < 0.1
+    assert found["ratios"][f"{name}/output"] == one["floors"]["output"] / one["phases"]["output"]
+    assert found["ratios"]["beam/recurrent_128/beam_10/1_threads/achieved_over_floor"] > 0
+    assert all(isinstance(value, float) for value in found["ratios"].values())
+    assert found["machine"]["threads"] == [1] and "load" in done.stdout
+
+
+def test_mistakes_in_what_is_to_be_measured_are_one_line(tmp_path: Path) -> None:
+    script = str(SCRIPTS / "bench.py")
+    for words, message in (
+        (["only=trainign"], "only: 'trainign' is not a choice"),
+        (["threads=two"], "threads: two are no numbers"),
+        (["model.embedding.units=-1"], "model.embedding.units"),
+        ([f"json={tmp_path}/none/b.json"], "json: there is no directory"),
+    ):
+        wrong = run(script, *words)
+        assert wrong.returncode == 2 and message in wrong.stderr and wrong.stderr.count("\n") == 1, wrong.stderr
 
 
 def test_the_published_tables_are_rewritten_from_the_configurations(tmp_path: Path) -> None:

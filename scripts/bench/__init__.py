@@ -1,0 +1,1 @@
+"""The parts of `scripts/bench.py`: each measures in processes of its own and tells tables and ratios."""
