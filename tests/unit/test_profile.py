@@ -169,7 +169,7 @@ def test_time_is_told_by_who_had_it(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     found = measure(config, prepare(config), "cpu", steps=3, warmup=1)
     forward = dict.fromkeys(STAGES, 2)
     queries = 1000 * 2 * 7  # at every target token, in two micro-batches
-    assert found.attention == {"decoder": queries}
+    assert found.attention == {"decoder": queries, backward_of("decoder"): 0}
     forward["decoder"] += queries
     assert found.phases == {"data": 20, "update": 100, **forward, **dict.fromkeys(map(backward_of, STAGES), 0)}
 
