@@ -49,7 +49,9 @@ class PeersOptions:
     threads: list[str] = option(lambda: ["1"], "numbers of CPU threads (default: 1)")
     bf16: str = option("ours", "systems that are measured in bf16 too", choices=("none", "ours", "all"))
     tied: bool = option(False, "one table for both embeddings and the output layer")
-    train_steps: int = option(300, "steps that every system is trained before it is timed", minimum=0)
+    train_steps: int = option(
+        300, "steps that every system is trained before it is timed; decoding wants some 2,000", minimum=0
+    )
     rounds: int = option(5, "rounds; medians are reported", minimum=1)
     steps: int = option(4, "training steps a round", minimum=1)
     beams: list[str] = option(lambda: ["10", "1"], "beam sizes; empty: no decoding (default: 10,1)")

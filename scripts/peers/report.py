@@ -12,8 +12,14 @@ from peers.measure import CHUNK, Decoding, DecodingRounds, TrainingRounds, clock
 
 OURS = "ours"  # arms whose name begins so are ours
 
+TRAINED_BLEU = 10.0  # below it outputs say little about searches of trained models
+
 Ratios = dict[str, dict[str, float]]
 
+_UNTRAINED_NOTE = (
+    "BLEU is low: these models are hardly trained, their outputs differ in length, and sentences/s cannot be compared. "
+    "Give train_steps a larger number."
+)
 _PARAMETERS_NOTE = (
     "The peers have a row for padding in each table and in the output layer. Our attention projects keys and queries, "
     "with biases; the peers' projects one of them, without. JoeyNMT's output layer has no bias, OpenNMT-py's mixing "
@@ -138,7 +144,13 @@ class Comparison:
         ]
         head = ["system", "a search ends when", "batch", "sentences/s (spread)", "by processor time"]
         head += ["achieved ÷ floor", "µs a needed step", "rows ÷ needed", "tokens a sentence", "BLEU (lc)"]
-        return f"{title}\n\n{_table([*head, 'memory, MiB'], rows)}"
+        parts = [title, _table([*head, "memory, MiB"], rows)]
+        scores = [
+            self.bleu[needed_key(rounds.beam, name, arm.rule)] for name, found in rounds.arms.items() for arm in found
+        ]
+        if min(scores) < TRAINED_BLEU:
+            parts.append(_UNTRAINED_NOTE)
+        return "\n\n".join(parts)
 
     def _decoding_cells(self, rounds: DecodingRounds, name: str, arm: Decoding) -> list[str]:
         sentences, needed = len(arm.lengths), arm.needed(rounds.beam)
