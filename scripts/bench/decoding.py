@@ -2,9 +2,9 @@
 
 An untrained model hardly ever ends a sentence. So EOS is forbidden it, through the output layer's bias, and every
 output is as long as its limit: half of its source and 10 tokens, which has Multi30k's mean. The floor of a search is
-what its live hypotheses need of matrix products, one step after the other, divided by the best rate of a large product;
-what a search computes beside them (finished hypotheses, padding) is not useful. With `data.dir`, the sentences are those
-of the test text.
+what its live hypotheses need of matrix products, one step after the other, divided by the best rate of a large
+product; what a search computes beside them (finished hypotheses, padding) is not useful. With `data.dir`, the sentences
+are those of the test text.
 """
 
 from __future__ import annotations
