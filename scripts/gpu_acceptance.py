@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))  # a checkout that is not installed will do
+sys.path.insert(1, str(Path(__file__).resolve().parents[1]))  # this checkout, whether it is installed or not
 
 from nmt.arguments import option, parse
 from nmt.errors import UserError
@@ -65,13 +65,13 @@ class AcceptanceOptions:
 
 def main(argv: list[str]) -> int:
     """Check, and print the report; returns the exit code."""
-    options = parse(
-        AcceptanceOptions,
-        argv,
-        verb="python scripts/gpu_acceptance.py",
-        summary="Does everything work on a GPU, and how fast? Ten minutes, no download.",
-    )
     try:
+        options = parse(
+            AcceptanceOptions,
+            argv,
+            verb="python scripts/gpu_acceptance.py",
+            summary="Does everything work on a GPU, and how fast? Ten minutes, no download.",
+        )
         return _run(options)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -40,6 +41,11 @@ SEARCHES = {
 }
 
 
+def others(*names: str) -> list[Any]:
+    """Cases for a landing."""
+    return [pytest.param(name, marks=pytest.mark.exhaustive) for name in names]
+
+
 def gradients(overrides: list[str], cache: Path) -> tuple[float, dict[str, torch.Tensor]]:
     """The loss and all gradients of a first step, without dropout, of sentences of many lengths."""
     words = ["scale=smoke", "data.options={train_size: 60, test_size: 4}", "data.max_sentences=0", "batch.size=40"]
@@ -57,7 +63,7 @@ def gradients(overrides: list[str], cache: Path) -> tuple[float, dict[str, torch
     return carried["loss"].item(), found
 
 
-@pytest.mark.parametrize("family", ["bidirectional", "stacked", "unidirectional, residual"])
+@pytest.mark.parametrize("family", ["bidirectional", *others("stacked", "unidirectional, residual")])
 def test_keeping_all_rows_of_every_step_changes_nothing(
     family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -94,7 +100,9 @@ def test_asking_for_a_value_would_be_found_out() -> None:
         torch.ones(3, device="meta").nonzero()
 
 
-@pytest.mark.parametrize("name", SEARCHES)
+@pytest.mark.parametrize(
+    "name", ["google", "standard", *others("greedy", "coverage", "constraints", "diverse", "sample")]
+)
 @pytest.mark.usefixtures("one_thread")
 def test_a_search_that_hardly_looks_finds_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a GPU every place of the beams is computed, and the host asks now and then whether sentences are done."""
@@ -105,7 +113,7 @@ def test_a_search_that_hardly_looks_finds_the_same(name: str, monkeypatch: pytes
     assert decode(model, sentences, search) == expected
 
 
-@pytest.mark.parametrize("name", ["google", "greedy", "standard"])
+@pytest.mark.parametrize("name", ["google", *others("greedy", "standard")])
 def test_the_host_looks_at_a_search_every_few_steps(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, sentences = random_model(4), [sentence[:5] for sentence in random_sentences(4)]
     with torch.no_grad():
