@@ -110,7 +110,7 @@ def evaluate_run(
         raise UserError("the data has no test split", where="data.test", hint="give data.test.source and .target")
     post = Postprocessor(loaded.source_tokenizer, loaded.target_tokenizer, config.data, config.search)
     began = time.perf_counter()
-    with precision_context(config, target):
+    with precision_context(config, target, config.search):
         n_best = decode(loaded.model, test.source, config.search, target, progress, attention=post.needs_attention)
     seconds = time.perf_counter() - began
     forced: dict[str, float] = {}

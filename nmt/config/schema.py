@@ -258,7 +258,8 @@ class SearchConfig:
     diverse_strength: float = key(0.0, neutral=0.0, minimum=0.0)
     replace_unknown: bool = key(False, neutral=False)
     dictionary: str = key("", neutral="", file=True)
-    batch_size: int = key(64, neutral=64, role=PLACEMENT, minimum=1)
+    precision: str = key("training", neutral="training", choices=("training", "fp32", "bf16"))
+    batch_size: int = key(256, neutral=256, role=PLACEMENT, minimum=1)
 
 
 @dataclass(frozen=True, kw_only=True)

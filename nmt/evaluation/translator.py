@@ -69,7 +69,7 @@ def translate_lines(
         target = loaded.target_tokenizer
         forced = [_encode(target.encode(clean(prefix, data, data.target_language))) for prefix in prefixes]
     traces: dict[int, SearchTrace] | None = {} if trace else None
-    with precision_context(loaded.config, device):
+    with precision_context(loaded.config, device, search):
         n_best = decode(
             loaded.model,
             sentences,

@@ -3,33 +3,30 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from nmt.models.attention import Memory
-from nmt.models.decoder import Inputs
+from nmt.models.decoder import RecurrentDecoder
 from nmt.models.packing import Packing
+from nmt.models.recurrent.arithmetic import compute_type
+from nmt.models.recurrent.search_step import SearchStep
 from nmt.models.seq2seq import Encoded, Seq2Seq, beside
 
-Layers = TypeVar("Layers", bound=nn.Module)
-
-TABLE_BYTES = 128 * 2**20  # the largest table of contributions that is made
+TABLE_BYTES = 128 * 2**20  # the largest table of the tokens' shares of gates that is made
 TABLE_PAYS = 2  # steps a row of that table, from which on making it costs less than it saves
 
 
 class RowsOfSeq2Seq:
     """A `nmt.search.interface.RowModel` of a `Seq2Seq` in evaluation mode, whose parameters must not change meanwhile.
 
-    Made once for a whole text, in the context (autocast or not) in which the text is decoded:
-
-    - the target embeddings' share of the first cell's gates, for every token: a step then looks it up instead of
-      multiplying. A row of a product has the same bits whatever the other rows, so this changes none;
-    - on a CPU in float32 the output layer's weight, transposed, with the bias as its last row, so that the product
-      itself adds the bias and writes into the same memory at each step;
-    - under autocast the decoder's weights in the low precision.
+    Made once for a whole text, in the context (autocast or not) in which the text is decoded: weights are cast once;
+    recurrent decoders take `SearchStep`, where they can with a table of all tokens' shares of the first gates; and on a
+    CPU in float32 the output layer's weight is transposed, with the bias as its last row, so that the product itself
+    adds the bias and writes into the same memory at each step.
 
     Parameters
     ----------
@@ -37,19 +34,20 @@ class RowsOfSeq2Seq:
     """
 
     def __init__(self, model: Seq2Seq, steps: int = 0):
-        self.model = model
-        self.decoder, self.output = model.decoder, model.output
+        self.model, self.decoder = model, model.decoder
         weight = model.output.weight
-        kind = weight.device.type
+        dtype = compute_type(weight)
+        self._output = model.output
         self._columns: Tensor | None = None
         self._buffer = weight.new_empty(0)
+        self._step: SearchStep | None = None
         with torch.inference_mode():
-            if torch.is_autocast_enabled(kind):
-                dtype = torch.get_autocast_dtype(kind)
-                self.decoder, self.output = _in_precision(model.decoder, dtype), _in_precision(model.output, dtype)
-            elif kind == "cpu":
+            if dtype != weight.dtype:
+                self._output = copy.deepcopy(model.output).to(dtype)
+            elif weight.device.type == "cpu":
                 self._columns = torch.cat((weight.t(), model.output.bias.unsqueeze(0)))
-            self._table = self._contributions(steps)
+            if isinstance(self.decoder, RecurrentDecoder) and SearchStep.usable(self.decoder):
+                self._step = SearchStep(self.decoder, model.target_embedding.weight if self._pays(steps) else None)
 
     @property
     def packs(self) -> bool:
@@ -71,50 +69,32 @@ class RowsOfSeq2Seq:
     def step(self, tokens: Tensor, state: Any, encoded: Encoded, packing: Packing) -> tuple[Tensor, Any, Tensor]:
         """One token further, from `tokens` [rows]: outputs [rows, h], the next state, weights [batch, k, time]."""
         memory = Memory(encoded.keys, encoded.values, encoded.mask)
+        embedded = None
+        if self._step is None or self._step.table is None:
+            embedded = self.model.target_embedding(tokens)
+            if encoded.appended.shape[-1]:
+                embedded = beside(embedded, packing.shared(encoded.appended))
+        if self._step is not None:
+            return self._step(tokens, embedded, state, memory, packing)
         if self.packs:
-            return self.decoder.step_rows(self._inputs(tokens, encoded, packing), state, memory, packing)
-        embedded = beside(self.model.target_embedding(packing.spread(tokens)), encoded.appended.unsqueeze(1))
-        mix, state, weights = self.decoder.step(embedded, tuple(map(packing.spread, state)), memory)
+            return self.decoder.step_rows(self.decoder.contribute(embedded), state, memory, packing)
+        assert embedded is not None
+        mix, state, weights = self.decoder.step(packing.spread(embedded), tuple(map(packing.spread, state)), memory)
         return packing.pick(mix), tuple(map(packing.pick, state)), weights
 
     def logits(self, outputs: Tensor) -> Tensor:
-        """The output layer: [rows, h] -> [rows, V]. On a CPU the next call writes into the same memory."""
+        """The output layer: [rows, h] -> [rows, V]. On a CPU in float32 the next call writes into the same memory."""
         if self._columns is None:
-            return self.output(outputs)
+            return F.linear(outputs.to(self._output.weight.dtype), self._output.weight, self._output.bias)
         vocabulary = self._columns.shape[1]
         if self._buffer.numel() < len(outputs) * vocabulary:
             self._buffer = outputs.new_empty(len(outputs) * vocabulary)
         logits = self._buffer[: len(outputs) * vocabulary].view(len(outputs), vocabulary)
         return torch.mm(torch.cat((outputs, outputs.new_ones(len(outputs), 1)), dim=1), self._columns, out=logits)
 
-    def _inputs(self, tokens: Tensor, encoded: Encoded, packing: Packing) -> Inputs:
-        embedded = self.model.target_embedding(tokens)
-        if self._table is not None:
-            entry, projected = self._table
-            return Inputs(
-                embedded if projected is not None else F.embedding(tokens, entry),
-                None if projected is None else F.embedding(tokens, projected),
-            )
-        if encoded.appended.shape[-1]:
-            embedded = beside(embedded, packing.shared(encoded.appended))
-        return self.decoder.contribute(embedded)
-
-    def _contributions(self, steps: int) -> Inputs | None:
-        """What each token contributes to the decoder's input, [V, ...]; None where the table does not pay or fit."""
+    def _pays(self, steps: int) -> bool:
+        """Whether a table of all tokens' shares of the gates pays and fits."""
         table = self.model.target_embedding.weight
-        if not self.packs or self.model.config.bridge.units or steps < TABLE_PAYS * len(table):
-            return None
-        one = self.decoder.contribute(table[:1])
-        width = one.entry if one.projected is None else one.projected
-        if width.shape[1] * width.element_size() * len(table) > TABLE_BYTES:
-            return None
-        return self.decoder.contribute(table)
-
-
-def _in_precision(module: Layers, dtype: torch.dtype) -> Layers:
-    """A copy of `module` whose matrices have another type; autocast would cast them anew at every step."""
-    cast = {
-        id(parameter): nn.Parameter(parameter.to(dtype), requires_grad=False) if parameter.dim() > 1 else parameter
-        for parameter in module.parameters()
-    }
-    return copy.deepcopy(module, dict(cast))
+        gates = self.decoder.cells.first.bias
+        small = len(table) * len(gates) * gates.element_size() <= TABLE_BYTES
+        return small and steps >= TABLE_PAYS * len(table) and not self.model.config.bridge.units

@@ -119,8 +119,8 @@ def _survey(logits: Tensor, normalised: bool) -> tuple[Tensor, Tensor, Tensor]:
     parts = []
     for some in logits.split(step):
         blocks = _block_maxima(some)
-        tail = some[:, blocks.shape[1] * BLOCK :]
-        highest = torch.cat((blocks, tail), dim=1).amax(dim=1, keepdim=True).float()
+        ends = blocks if n % BLOCK == 0 else torch.cat((blocks, some[:, blocks.shape[1] * BLOCK :]), dim=1)
+        highest = ends.amax(dim=1, keepdim=True).float()
         if normalised:
             parts.append((blocks, highest, highest))
             continue

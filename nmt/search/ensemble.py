@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nmt.search.interface import TranslationModel
+from nmt.models.packing import Packing
+from nmt.search.interface import RowModel, TranslationModel
+from nmt.search.rows import in_rows
 
 
 class Ensemble:
@@ -54,16 +56,15 @@ class Ensemble:
         steps = [
             member.step(tokens, own, memory) for member, own, memory in zip(self.members, state, encoded, strict=True)
         ]
-        weights = [
-            attention
-            for (_, _, attention), attends in zip(steps, self.attends, strict=True)
-            if attends and attention is not None
-        ]
         return (
-            self._combined([logits for logits, _, _ in steps]),
+            self.combined([logits for logits, _, _ in steps]),
             tuple(after for _, after, _ in steps),
-            torch.stack(weights).mean(dim=0) if len(weights) > 1 else weights[0] if weights else None,
+            self.mean_attention([attention for _, _, attention in steps]),
         )
+
+    def in_rows(self, steps: int = 0) -> RowsOfEnsemble:
+        """The form that a search drives."""
+        return RowsOfEnsemble(self, [in_rows(member, steps) for member in self.members])
 
     def __call__(self, batch: Any) -> Tensor:
         """Losses of a batch's real target tokens under teacher forcing, time by time: [tokens], as `Seq2Seq` has them.
@@ -83,10 +84,57 @@ class Ensemble:
         real = torch.arange(len(losses), device=every.device).unsqueeze(1) < batch.target_lengths
         return every[real]
 
-    def _combined(self, logits: list[Tensor]) -> Tensor:
+    def mean_attention(self, weights: Sequence[Tensor | None]) -> Tensor | None:
+        """The mean over the members that have attention, of each member's weights."""
+        own = [one for one, attends in zip(weights, self.attends, strict=True) if attends and one is not None]
+        return torch.stack(own).mean(dim=0) if len(own) > 1 else own[0] if own else None
+
+    def combined(self, logits: Sequence[Tensor]) -> Tensor:
+        """Log-probabilities up to a constant of each distribution, from each member's logits [..., vocabulary]."""
         if len(logits) == 1:
             return logits[0]
         log_probabilities = torch.stack([torch.log_softmax(own.float(), dim=-1) for own in logits])
         if self.combination == "log_prob":
             return log_probabilities.mean(dim=0)
         return log_probabilities.logsumexp(dim=0) - math.log(len(logits))
+
+
+class RowsOfEnsemble:
+    """An `Ensemble` as a `nmt.search.interface.RowModel`, from its members in that form."""
+
+    def __init__(self, ensemble: Ensemble, members: Sequence[RowModel]):
+        self.ensemble, self.members = ensemble, list(members)
+
+    @property
+    def packs(self) -> bool:
+        """Whether all members do."""
+        return all(member.packs for member in self.members)
+
+    def in_rows(self, steps: int = 0) -> RowsOfEnsemble:
+        """Itself."""
+        return self
+
+    def encode(self, source: Tensor, lengths: Tensor) -> tuple[Any, ...]:
+        """What each member makes of the sentences."""
+        return tuple(member.encode(source, lengths) for member in self.members)
+
+    def start(self, encoded: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Each member's first state."""
+        return tuple(member.start(own) for member, own in zip(self.members, encoded, strict=True))
+
+    def step(
+        self, tokens: Tensor, state: tuple[Any, ...], encoded: tuple[Any, ...], packing: Packing
+    ) -> tuple[tuple[Any, ...], tuple[Any, ...], Tensor | None]:
+        """One token further; the outputs are each member's."""
+        outputs, states, weights = zip(
+            *(
+                member.step(tokens, own, memory, packing)
+                for member, own, memory in zip(self.members, state, encoded, strict=True)
+            ),
+            strict=True,
+        )
+        return outputs, states, self.ensemble.mean_attention(weights)
+
+    def logits(self, outputs: tuple[Any, ...]) -> Tensor:
+        """Log-probabilities up to a constant of each distribution."""
+        return self.ensemble.combined([member.logits(own) for member, own in zip(self.members, outputs, strict=True)])

@@ -78,7 +78,9 @@ def in_rows(model: TranslationModel | RowModel, steps: int = 0) -> RowModel:
 
 def take(tensors: Any, rows: Tensor | slice) -> Any:
     """Rows of the first dimension, of every tensor in a (nested, named) tuple."""
-    return _map(lambda tensor: tensor[rows], tensors)
+    if isinstance(rows, slice):
+        return _map(lambda tensor: tensor[rows], tensors)
+    return _map(lambda tensor: tensor.index_select(0, rows), tensors)
 
 
 def reorder(tensors: Any, slots: Tensor) -> Any:

@@ -32,7 +32,7 @@ class Validation:
         """
         assert isinstance(model, Seq2Seq)
         split, config = self.prepared.validation, self.config
-        with precision_context(config, self.device):
+        with precision_context(config, self.device, config.validation.search):
             n_best = decode(
                 model,
                 split.source[: self.count],
@@ -40,6 +40,7 @@ class Validation:
                 self.device,
                 attention=self.post.needs_attention,
             )
+        with precision_context(config, self.device):
             forced = teacher_forced(model, split, self.device, limit=self.count)
         hypotheses = [
             self.post.text(best, line) for (best, *_), line in zip(n_best, split.source_text[: self.count], strict=True)

@@ -14,7 +14,7 @@ import torch
 from distributed.strategy import BatchPlan, OptimizerSpec, Stage, WorkloadSpec
 from nmt import registry
 from nmt.config import from_dict, to_dict
-from nmt.config.schema import RunConfig
+from nmt.config.schema import RunConfig, SearchConfig
 from nmt.data.batching import Batch, Sampler, collate
 from nmt.data.bpe_dropout import DroppedBatches
 from nmt.data.prepare import EncodedText, PreparedData, prepare
@@ -160,8 +160,11 @@ def optimizer_spec(config: RunConfig) -> OptimizerSpec:
     return OptimizerSpec(rule, options, optimizer.clip_norm, dict.fromkeys(tables, clip))
 
 
-def precision_context(config: RunConfig, device: str) -> AbstractContextManager[Any]:
-    """Autocast to bf16, or nothing: the context in which the model runs in training and decoding."""
-    if config.training.precision == "bf16":
+def precision_context(
+    config: RunConfig, device: str, search: SearchConfig | None = None
+) -> AbstractContextManager[Any]:
+    """Autocast to bf16, or nothing: the context in which the model runs in training, or in `search`."""
+    own = "training" if search is None else search.precision
+    if (config.training.precision if own == "training" else own) == "bf16":
         return torch.autocast(device, dtype=torch.bfloat16)
     return nullcontext()
