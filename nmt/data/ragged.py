@@ -29,6 +29,13 @@ class Ragged(Sequence[np.ndarray]):
         return packer.packed()
 
     @classmethod
+    def joined(cls, sentences: Sequence[np.ndarray]) -> Ragged:
+        """Pack arrays, one after the other, without looking at their tokens one by one."""
+        offsets = np.cumsum([0, *map(len, sentences)], dtype=np.int64)
+        flat = np.concatenate(sentences) if sentences else np.empty(0)
+        return cls(flat.astype(np.int32), offsets)
+
+    @classmethod
     def of_pairs(cls, pairs: Iterable[tuple[Sequence[int], Sequence[int]]]) -> tuple[Ragged, Ragged]:
         """Pack both sides of parallel sentences in one pass."""
         source, target = _Packer(), _Packer()

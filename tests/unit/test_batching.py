@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import sys
 import time
+import tracemalloc
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nmt.config.schema import BatchConfig
+from nmt.data import batching
 from nmt.data.batching import Sampler, collate
 from nmt.data.prepare import EncodedText
 from nmt.data.ragged import Ragged
@@ -180,6 +186,74 @@ def test_a_step_is_cheap(unit: str, size: int) -> None:
     assert (time.process_time() - started) / steps < 0.0002
 
 
+@given(st.lists(st.integers(0, 20), max_size=60))
+@settings(deadline=None)
+def test_equal_words_keep_their_order(words: list[int]) -> None:
+    """Of 64 random bits none are ever equal; should they be, the order is still the one and only stable one."""
+    order = batching._order_of(np.array(words, dtype=np.uint64))
+    assert order.tolist() == sorted(range(len(words)), key=words.__getitem__)
+
+
+@given(lengths, st.integers(1, 9), st.integers(1, 40))
+@settings(deadline=None, max_examples=60)
+def test_pools_are_sorted_apart_from_each_other(pairs: list[tuple[int, int]], pool: int, block: int) -> None:
+    """Brute force, with blocks of pools small enough for several of them, and lengths of one, two and four bytes."""
+    for scale in (1, 100, 10_000):
+        source, target = (np.array(side) * scale for side in zip(*pairs, strict=True))
+        order = np.random.default_rng(block).permutation(len(pairs)).astype(np.int32)
+        expected: list[int] = []
+        for start in range(0, len(pairs), pool):
+            expected += sorted(order[start : start + pool].tolist(), key=lambda n: (target[n], source[n]))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(batching, "_SORTED_AT_ONCE", block)
+            batching._sort_pools(order, pool, (batching._smallest(target), batching._smallest(source)))
+        assert order.tolist() == expected
+
+
+def test_lengths_beyond_a_byte_are_counted_whole() -> None:
+    """255 tokens and EOS are 256: small integers must not wrap where lengths are added up."""
+    sampler = sampler_of([(255, 255)] * 6, size=512, unit="tokens")
+    assert [len(sampler.slots(step)[0]) for step in (1, 2, 3)] == [2, 2, 2]
+    assert sampler.slot_tokens(1) == [512]
+
+
+def traced(make: Callable[[], object]) -> tuple[int, int]:
+    """Bytes that what `make` returns keeps, and the most that were held on the way."""
+    tracemalloc.start()
+    try:
+        kept = make()
+        found = tracemalloc.get_traced_memory()
+        del kept
+        return found
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("unit", ["sentences", "tokens"])
+def test_a_sampler_keeps_its_index_and_nothing_else(unit: str) -> None:
+    """A byte for each length, four for the number in each of two epochs, and a batch's two ends.
+
+    On the way: the random words, their order and the words in order, 8 bytes each, and the epochs.
+    """
+
+    def two_epochs(sentences: int) -> Callable[[], Sampler]:
+        text = np.random.default_rng(0).integers(3, 40, (2, sentences))
+
+        def make() -> Sampler:
+            sampler = Sampler(text[0], text[1], BatchConfig(size=400 if unit == "tokens" else 16, unit=unit), 1)
+            for epoch in range(2):
+                sampler.slots(1 + epoch * sampler.steps_per_epoch + epoch)
+            return sampler
+
+        return make
+
+    two_epochs(100)()  # what is made once
+    fewer, more = 10_000, 40_000
+    (kept, most), (kept_of_more, most_of_more) = (traced(two_epochs(sentences)) for sentences in (fewer, more))
+    assert (kept_of_more - kept) / (more - fewer) < 2 * 1 + 2 * (4 + 2 * 4 / 16) + 0.5
+    assert (most_of_more - most) / (more - fewer) < 3 * 8 + 12
+
+
 @pytest.fixture
 def encoded() -> EncodedText:
     source, target = [[5, 6, 7], [8], []], [[9, 10], [11, 12, 13], [14]]
@@ -210,6 +284,61 @@ def test_collate_takes_plain_lists_too() -> None:
     assert plain.target_lengths.tolist() == packed.target_lengths.tolist() == [2, 1]
 
 
+@given(st.lists(st.lists(st.integers(3, 1000), max_size=6), min_size=1, max_size=10), st.data())
+@settings(deadline=None)
+def test_collate_sentence_by_sentence(sentences: list[list[int]], data: st.DataObject) -> None:
+    """Brute force, with sentences that stand more than once in a batch, in any order."""
+    text = EncodedText(Ragged.of(sentences), Ragged.of(sentences[::-1]))
+    numbers = data.draw(st.lists(st.integers(0, len(sentences) - 1), max_size=8))
+    time = data.draw(st.integers(1, 9))
+    batch = collate(text, np.array(numbers, dtype=np.int32), time)
+    for rows, found in ((sentences, batch.source), (sentences[::-1], batch.target_output)):
+        ended = [[*rows[number], EOS] for number in numbers]
+        width = max([time if found is batch.source else 1, *map(len, ended)])
+        assert found.tolist() == [row + [EOS] * (width - len(row)) for row in ended]
+        assert found.shape == (len(numbers), width)
+
+
+def test_collate_refuses_a_sentence_that_is_not_there(encoded: EncodedText) -> None:
+    with pytest.raises(IndexError):
+        collate(encoded, [3])
+
+
+def instructions(work: Callable[[], object]) -> int:
+    """Bytecodes that the interpreter goes through in `work`."""
+    count = 0
+
+    def trace(frame: FrameType, event: str, argument: Any) -> Any:
+        nonlocal count
+        frame.f_trace_opcodes = True
+        count += event == "opcode"
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        work()
+    finally:
+        sys.settrace(before)
+    return count
+
+
+def test_assembling_a_batch_takes_no_python_for_a_token_or_a_sentence() -> None:
+    """The interpreter does the same for 4 sentences of 3 tokens as for 256 of 60, unless the text is a list."""
+
+    def text(sentences: int, tokens: int, *, packed: bool) -> EncodedText:
+        arrays = [np.full(tokens, 7, dtype=np.int32)] * sentences
+        return EncodedText(Ragged.of(arrays), Ragged.of(arrays)) if packed else EncodedText(arrays, arrays)
+
+    def work(sentences: int, tokens: int, *, packed: bool = True) -> int:
+        given = text(sentences, tokens, packed=packed)
+        collate(given, range(sentences))  # what is imported and made once
+        return instructions(lambda: collate(given, range(sentences)))
+
+    assert work(4, 3) == work(4, 60) == work(256, 60) > 0
+    assert work(4, 3, packed=False) == work(4, 60, packed=False)
+
+
 @given(st.lists(st.lists(st.integers(0, 1000), max_size=6), max_size=10))
 @settings(deadline=None)
 def test_ragged_is_the_list_of_its_sentences(sentences: list[list[int]]) -> None:
@@ -221,3 +350,6 @@ def test_ragged_is_the_list_of_its_sentences(sentences: list[list[int]]) -> None
     assert ragged.lengths.tolist() == [len(sentence) for sentence in sentences]
     with pytest.raises(IndexError):
         ragged[len(sentences)]
+    joined = Ragged.joined([np.array(sentence, dtype=np.int32) for sentence in sentences])
+    assert joined.flat.tolist() == ragged.flat.tolist() and joined.offsets.tolist() == ragged.offsets.tolist()
+    assert (joined.flat.dtype, joined.offsets.dtype) == (ragged.flat.dtype, ragged.offsets.dtype)
