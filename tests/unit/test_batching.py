@@ -240,7 +240,7 @@ def test_a_sampler_keeps_its_index_and_nothing_else(unit: str) -> None:
         text = np.random.default_rng(0).integers(3, 40, (2, sentences))
 
         def make() -> Sampler:
-            sampler = Sampler(text[0], text[1], BatchConfig(size=400 if unit == "tokens" else 16, unit=unit), 1)
+            sampler = Sampler(*text.copy(), BatchConfig(size=400 if unit == "tokens" else 16, unit=unit), seed=1)
             for epoch in range(2):
                 sampler.slots(1 + epoch * sampler.steps_per_epoch + epoch)
             return sampler
