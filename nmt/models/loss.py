@@ -79,8 +79,8 @@ def scored_tokens(
 ) -> tuple[Tensor, Tensor]:
     """Loss of each token in nats, without smoothing, and whether the target is the model's first choice: [tokens] each.
 
-    Without gradient. The losses are those of `token_losses`, bit for bit. Of equally likely tokens the first is the
-    choice.
+    Without gradient. The losses are those of `token_losses` without gradient, bit for bit. Of equally likely tokens the
+    first is the choice.
     """
     if chunks == 1:
         hits = torch.empty_like(targets, dtype=torch.bool)

@@ -1,8 +1,9 @@
 """Output layer and softmax over pieces of the tokens, so that [tokens, V] never stands in memory as a whole.
 
-A piece's logits are one matrix product into a buffer that all pieces share. The softmax then works on a few rows at a
-time, small enough for a core's cache, in place of the logits; in training it leaves their gradient there, which the
-products of the gradients read before the next piece comes. Nothing is computed twice.
+A piece's logits are one matrix product into a buffer that all pieces share. What is left then works on a few rows at a
+time, small enough for a core's cache, in place of the logits, with one exponential each: bias, softmax, loss, and in
+training the logits' gradient, which the products of the gradients read before the next piece comes. Nothing is computed
+twice.
 """
 
 from __future__ import annotations
@@ -33,9 +34,10 @@ def target_losses(
     losses = layer.new_losses()
     for start, logits in layer.pieces():
         for rows, block in _blocks(logits, start):
+            block.add_(layer.bias)
             if hits is not None:
                 torch.eq(block.argmax(dim=-1), targets[rows], out=hits[rows])
-            losses[rows] = _log_softmax_(block, targets[rows], label_smoothing)
+            losses[rows], _ = _exponentials_(block, targets[rows], label_smoothing)
     return losses
 
 
@@ -66,8 +68,8 @@ class _SummedLoss(torch.autograd.Function):
         for start, logits in layer.pieces():
             for rows, block in _blocks(logits, start):
                 target = targets[rows].unsqueeze(1)
-                losses[rows] = _log_softmax_(block, targets[rows], label_smoothing)
-                block.exp_()  # then the smoothed targets are taken off
+                losses[rows], sums = _exponentials_(block.add_(layer.bias), targets[rows], label_smoothing)
+                block.mul_(sums.reciprocal_().unsqueeze(1))  # probabilities, off which the smoothed targets are taken
                 if label_smoothing:
                     block.sub_(label_smoothing / layer.vocabulary)
                 block.scatter_(1, target, block.gather(1, target).sub_(1 - label_smoothing))
@@ -87,14 +89,18 @@ class _SummedLoss(torch.autograd.Function):
 
 
 class _Layer:
-    """The output layer's operands in the type of its products, cast once; `rounded`: that type is below float32."""
+    """The output layer's operands in the type of its products, cast once; `rounded`: that type is below float32.
+
+    The bias is added to the logits later, in at least float32.
+    """
 
     def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor):
         device, product_type = hidden.device.type, weight.dtype
         autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
         if autocast and product_type != torch.float64:
             product_type = torch.get_autocast_dtype(device)
-        self.hidden, self.weight, self.bias = (x.detach().to(product_type) for x in (hidden, weight, bias))
+        self.hidden, self.weight = hidden.detach().to(product_type), weight.detach().to(product_type)
+        self.bias = bias.detach().to(_at_least_float32(product_type))
         self.tokens, self.vocabulary = len(hidden), len(bias)
         self.rounded = product_type.itemsize < 4
 
@@ -102,7 +108,7 @@ class _Layer:
         return self.hidden.new_empty(self.tokens, dtype=_at_least_float32(self.hidden.dtype))
 
     def pieces(self) -> Iterator[tuple[int, Tensor]]:
-        """The first token of each piece, and its logits [rows, V], in a buffer that the next piece overwrites.
+        """The first token of each piece, and its logits [rows, V] without the bias, which the next piece overwrites.
 
         Pieces are nearly equal, so that none has few rows, where matrix products may have other bits.
         """
@@ -112,7 +118,7 @@ class _Layer:
         columns = self.weight.t()
         for piece in range(count):
             start, stop = self.tokens * piece // count, self.tokens * (piece + 1) // count
-            yield start, torch.addmm(self.bias, self.hidden[start:stop], columns, out=buffer[: stop - start])
+            yield start, torch.mm(self.hidden[start:stop], columns, out=buffer[: stop - start])
 
 
 class _Gradients:
@@ -123,8 +129,7 @@ class _Gradients:
         self._needs_weight = needed[1]
         self.hidden = torch.empty_like(layer.hidden) if needed[0] else None
         self.weight: Tensor | None = None
-        wide = _at_least_float32(layer.bias.dtype)
-        self.bias = layer.bias.new_zeros(layer.vocabulary, dtype=wide) if needed[2] else None
+        self.bias = torch.zeros_like(layer.bias) if needed[2] else None
 
     def add_bias(self, block: Tensor) -> None:
         """Take in the logits' gradient [rows, V] of a block, before it is rounded."""
@@ -162,15 +167,22 @@ def _blocks(logits: Tensor, start: int) -> Iterator[tuple[slice, Tensor]]:
         yield taken, block if copies is None else copies[: len(block)].copy_(block)
 
 
-def _log_softmax_(block: Tensor, targets: Tensor, label_smoothing: float) -> Tensor:
-    """Turn logits [rows, V] into log-probabilities in place; the losses of their targets [rows]."""
-    torch.log_softmax(block, dim=-1, out=block)
-    picked = block.gather(1, targets.unsqueeze(1)).squeeze(1)
-    if not label_smoothing:
-        return picked.neg_()
+def _exponentials_(block: Tensor, targets: Tensor, label_smoothing: float) -> tuple[Tensor, Tensor]:
+    """Turn logits [rows, V] into exp(logit - largest) in place; the losses of their targets, and the sums: [rows] each.
+
+    Losses are those of `nmt.models.loss.token_losses`.
+    """
+    expected = block.gather(1, targets.unsqueeze(1)).squeeze(1)
+    if label_smoothing:
+        expected.mul_(1 - label_smoothing).add_(_row_sums(block), alpha=label_smoothing / block.shape[1])
+    largest = block.amax(dim=-1, keepdim=True)
+    sums = _row_sums(block.sub_(largest).exp_())
+    return torch.log(sums).add_(largest.squeeze(1)).sub_(expected), sums
+
+
+def _row_sums(block: Tensor) -> Tensor:
     # A long row alone would be cut among threads; two rows are not.
-    sums = block.sum(dim=-1) if len(block) > 1 else block.expand(2, -1).sum(dim=-1)[:1]
-    return picked.mul_(label_smoothing - 1).sub_(sums, alpha=label_smoothing / block.shape[1])
+    return block.sum(dim=-1) if len(block) > 1 else block.expand(2, -1).sum(dim=-1)[:1]
 
 
 def _at_least_float32(dtype: torch.dtype) -> torch.dtype:
