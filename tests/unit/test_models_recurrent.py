@@ -14,7 +14,7 @@ from models_reference import model_config, padded_batch, random_model
 from torch import Tensor
 
 from nmt.config.schema import CellConfig, ModelConfig
-from nmt.models.dropout import AddressedDropout
+from nmt.models.dropout import NO_DROPOUT, AddressedDropout
 from nmt.models.plain import plain_autograd
 from nmt.models.recurrent.arithmetic import Program, run, sigmoid_
 from nmt.models.recurrent.packing import LEAST_ROWS, Packing
@@ -146,6 +146,20 @@ def test_a_loop_runs_back_once_and_says_where_to_turn() -> None:
     total.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="plain_autograd"):
         total.backward()
+
+
+@pytest.mark.parametrize("upstream", ["constant", "of the outputs"])
+def test_second_derivatives_are_refused_with_a_way_out(upstream: str) -> None:
+    """Where the gradient of a loop's outputs is a constant too, and torch would take that of its inputs for one."""
+    model = random_model(model_config())
+    batch, parameters = padded_batch(SOURCES, TARGETS), list(model.encoder.parameters())
+    outputs = model.encoder(model.source_embedding(batch.source.t()), batch.source_lengths, NO_DROPOUT).outputs
+    total = outputs.sum() if upstream == "constant" else outputs.square().sum()
+    with pytest.raises(RuntimeError, match=r"within plain_autograd\(\)"):
+        first = torch.autograd.grad(total, parameters, create_graph=True)
+        torch.autograd.grad(torch.cat([gradient.flatten() for gradient in first]).square().sum(), parameters)
+    total.backward()  # nothing was used up
+    assert all(parameter.grad is not None for parameter in parameters)
 
 
 def test_the_plain_form_can_be_differentiated_twice() -> None:

@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from nmt.models.plain import refuse_second_derivatives
 
 
 def compute_type(like: Tensor) -> torch.dtype:
@@ -105,8 +106,8 @@ class _HandWritten(torch.autograd.Function):
             return tuple(output.detach() for output in program.forward())
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_second_derivatives()
         program, ctx.program = ctx.program, None
         if program is None:
             raise RuntimeError(
