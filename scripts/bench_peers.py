@@ -19,10 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from peers.install import PEERS, default_directory, environment
-from peers.measure import Drivers, time_decoding, time_training, train
+from peers.measure import BF16, OURS, Drivers, time_decoding, time_training, train
 from peers.prepare import Prepared, prepare_work, settings
 from peers.processes import Driver
-from peers.report import OURS, Comparison, changes, needed_key, ratio_table
+from peers.report import Comparison, changes, needed_key, ratio_table
 from peers.useful import UsefulWork
 
 from nmt.arguments import option, parse
@@ -51,6 +51,9 @@ class PeersOptions:
     tied: bool = option(False, "one table for both embeddings and the output layer")
     train_steps: int = option(
         300, "steps that every system is trained before it is timed; decoding wants some 2,000", minimum=0
+    )
+    train_precision: str = option(
+        "fp32", "in which every system is trained before; bf16 is faster on some machines", choices=("fp32", "bf16")
     )
     rounds: int = option(5, "rounds; medians are reported", minimum=1)
     steps: int = option(4, "training steps a round", minimum=1)
@@ -140,8 +143,23 @@ def _compare(
     """One shape with one number of threads."""
     work = prepared.work
     with ExitStack() as stack:
-        drivers = _start(options, work.directory, pythons, threads, stack)
-        curves = train(drivers, work, options.train_steps, states)
+
+        def start(arm: str, precision: str, role: str = "timed") -> Driver:
+            system = arm.removesuffix(BF16)
+            python, module = Path(sys.executable), "peers.ours"
+            if system != OURS:
+                peer = next(peer for peer in options.peers if PEERS[peer].name == system)
+                python, module = pythons[peer], PEERS[peer].module
+            log = work.directory / f"{arm}, {role}.log"
+            driver = Driver(arm, python, module, work.directory, threads, precision, log)
+            stack.callback(driver.close)
+            return driver
+
+        def start_learner(system: str) -> Driver:
+            return start(system, options.train_precision, "trained")
+
+        drivers: Drivers = {arm: start(arm, precision) for arm, precision in _arms(options).items()}
+        curves = train(drivers, start_learner, options.train_precision, work, options.train_steps, states)
         floor = next(iter(drivers.values()))
         training = time_training(drivers, floor, options.train_steps + 1, options.rounds, options.steps)
         sizes = [int(size) for size in options.batch_sizes]
@@ -175,21 +193,16 @@ def _compare(
     )
 
 
-def _start(options: PeersOptions, work: Path, pythons: dict[str, Path], threads: int, stack: ExitStack) -> Drivers:
-    """The drivers of all arms, closed when `stack` is; ours in fp32 is the first."""
-    arms = [(OURS, Path(sys.executable), "peers.ours", "fp32")]
+def _arms(options: PeersOptions) -> dict[str, str]:
+    """All arms with their precision; ours in fp32 is the first."""
+    arms = {OURS: "fp32"}
     if options.bf16 != "none":
-        arms.append((f"{OURS} bf16", Path(sys.executable), "peers.ours", "bf16"))
-    for peer, python in pythons.items():
-        arms.append((PEERS[peer].name, python, PEERS[peer].module, "fp32"))
+        arms[OURS + BF16] = "bf16"
+    for peer in options.peers:
+        arms[PEERS[peer].name] = "fp32"
         if options.bf16 == "all":
-            arms.append((f"{PEERS[peer].name} bf16", python, PEERS[peer].module, "bf16"))
-    drivers: dict[str, Driver] = {}
-    for name, python, module, precision in arms:
-        log = work / f"{name}.log"
-        drivers[name] = Driver(name, python, module, work, threads, precision, log)
-        stack.callback(drivers[name].close)
-    return drivers
+            arms[PEERS[peer].name + BF16] = "bf16"
+    return arms
 
 
 def _report(options: PeersOptions, found: list[Comparison]) -> None:

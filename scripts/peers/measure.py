@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -21,6 +21,8 @@ from peers.useful import needed_rows
 from peers.work import Work
 
 CHUNK = 25  # steps that an arm trains before it is the next one's turn
+OURS = "ours"  # arms whose name begins so are ours
+BF16 = " bf16"  # ends the name of a system's arm in bf16
 PRODUCT = 2048  # rows and columns of the product that measures the machine
 
 Drivers = Mapping[str, Driver]
@@ -90,33 +92,42 @@ class DecodingRounds:
     arms: dict[str, list[Decoding]]
 
 
-def train(drivers: Drivers, work: Work, steps: int, states: Path) -> dict[str, list[float]]:
-    """Bring every arm to the end of step `steps`: the loss of each arm over every `CHUNK` steps.
+def train(
+    drivers: Drivers, start: Callable[[str], Driver], precision: str, work: Work, steps: int, states: Path
+) -> dict[str, list[float]]:
+    """Bring every arm to the end of step `steps`: the loss of each arm's system over every `CHUNK` steps.
 
-    What was trained once is read from `states`.
+    Both arms of a system get the same parameters. What was trained once is read from `states`.
+
+    Parameters
+    ----------
+    start: starts a driver of a system that trains in `precision`.
     """
-    curves: dict[str, list[float]] = {}
-    places = {name: states / f"{_state_key(driver, work, steps)}.pt" for name, driver in drivers.items()}
-    absent = []
-    for name, driver in drivers.items():
-        curve = places[name].with_suffix(".json")
-        if curve.is_file():
-            driver.ask("load", path=str(places[name]))
-            curves[name] = json.loads(curve.read_text(encoding="utf-8"))
-        else:
-            curves[name] = []
-            absent.append(name)
-    for first in range(1, steps + 1 if absent else 1, CHUNK):
+    if not steps:
+        return {name: [] for name in drivers}
+    systems = {name: name.removesuffix(BF16) for name in drivers}
+    places = {
+        system: states / f"{_state_key(system, drivers[system], precision, work, steps)}.pt"
+        for system in systems.values()
+    }
+    learners = {system: start(system) for system, place in places.items() if not _curve_file(place).is_file()}
+    curves: dict[str, list[float]] = {system: [] for system in learners}
+    for first in range(1, steps + 1 if learners else 1, CHUNK):
         count = min(CHUNK, steps + 1 - first)
-        for name in absent:
-            curves[name].append(drivers[name].ask("train", first=first, count=count)["loss"])
-        losses = ", ".join(f"{name} {curves[name][-1]:.2f}" for name in absent)
+        for system, learner in learners.items():
+            curves[system].append(learner.ask("train", first=first, count=count)["loss"])
+        losses = ", ".join(f"{system} {curve[-1]:.2f}" for system, curve in curves.items())
         _tell(f"trained to step {first + count - 1} of {steps}: loss {losses}")
-    for name in absent if steps else []:
+    for system, learner in learners.items():
         states.mkdir(parents=True, exist_ok=True)
-        drivers[name].ask("save", path=str(places[name]))
-        places[name].with_suffix(".json").write_text(json.dumps(curves[name]) + "\n", encoding="utf-8")
-    return curves
+        learner.ask("save", path=str(places[system]))
+        _curve_file(places[system]).write_text(json.dumps(curves[system]) + "\n", encoding="utf-8")
+        learner.close()
+    for name, driver in drivers.items():
+        driver.ask("load", path=str(places[systems[name]]))
+    return {
+        name: json.loads(_curve_file(places[system]).read_text(encoding="utf-8")) for name, system in systems.items()
+    }
 
 
 def time_training(drivers: Drivers, floor: Driver, first: int, rounds: int, steps: int) -> TrainingRounds:
@@ -188,15 +199,22 @@ def _fastest(driver: Driver, beam: int, rule: str, batch_sizes: Sequence[int]) -
     return Decoding(rule, min(tried, key=lambda size: tried[size].seconds), tried)
 
 
-def _state_key(driver: Driver, work: Work, steps: int) -> str:
-    """What decides the parameters that an arm has after `steps` steps, hashed."""
+def _state_key(system: str, driver: Driver, precision: str, work: Work, steps: int) -> str:
+    """What decides the parameters that a system has after `steps` steps, hashed."""
     from nmt.config.identity import NUMERICS_VERSION
 
-    about = [driver.name, driver.about["versions"], driver.about["parameters"], NUMERICS_VERSION, CHUNK]
+    about = [system, driver.about["versions"], driver.about["parameters"], precision, CHUNK]
+    if system == OURS:
+        about.append(NUMERICS_VERSION)
     settings = asdict(work.settings)
     settings["overrides"] = [word for word in settings["overrides"] if not word.startswith("paths.")]
     shared = [settings, work.vocabulary, work.steps[:steps], work.source[:100], work.target[:100]]
     return hashlib.sha256(json.dumps([*about, *shared]).encode()).hexdigest()[:16]
+
+
+def _curve_file(place: Path) -> Path:
+    """The losses beside trained parameters, written after them."""
+    return place.with_suffix(".json")
 
 
 def _load() -> float:

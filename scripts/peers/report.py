@@ -8,9 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from peers.install import PEERS
-from peers.measure import CHUNK, Decoding, DecodingRounds, TrainingRounds, clock
-
-OURS = "ours"  # arms whose name begins so are ours
+from peers.measure import CHUNK, OURS, Decoding, DecodingRounds, TrainingRounds, clock
 
 TRAINED_BLEU = 10.0  # below it outputs say little about searches of trained models
 
