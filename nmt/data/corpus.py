@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -28,18 +28,38 @@ class ParallelText:
     def __len__(self) -> int:
         return len(self.source)
 
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        return zip(self.source, self.target, strict=True)
+
+
+@dataclass(frozen=True)
+class ParallelFiles:
+    """Sentences of two languages that stay in their files and are read anew each time they are gone through.
+
+    files: path of the source, path of the target and number of lines of each pair of files, known to be in order.
+    """
+
+    files: tuple[tuple[Path, Path, int], ...]
+
+    def __len__(self) -> int:
+        return sum(lines for _, _, lines in self.files)
+
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        for source, target, _ in self.files:
+            yield from zip(iterate_lines(source), iterate_lines(target), strict=True)
+
 
 @dataclass(frozen=True)
 class RawCorpus:
-    """A corpus before any cleaning."""
+    """A corpus before any cleaning: training text can be large, and is held only where it was generated."""
 
-    train: ParallelText
+    train: ParallelText | ParallelFiles
     validation: ParallelText
     test: ParallelText
 
 
 def load_corpus(data: DataConfig) -> RawCorpus:
-    """Read the files that `data` names, or generate its text.
+    """Look through the files that `data` names and read those to validate and test on, or generate the text.
 
     Raises UserError where a file is missing, unreadable, empty, damaged, not UTF-8 or not what its checksum declares,
     and where the two sides of a split have unequal numbers of lines.
@@ -48,7 +68,7 @@ def load_corpus(data: DataConfig) -> RawCorpus:
         corpus: RawCorpus = registry.lookup("generator", data.generator, "data.generator")(data.options)
         return corpus
     return RawCorpus(
-        train=_read_split(data, "train", data.train),
+        train=_open_split(data, "train", data.train),
         validation=_read_split(data, "validation", data.validation),
         test=_read_split(data, "test", data.test),
     )
@@ -75,55 +95,71 @@ def content_checksums(data: DataConfig, names: Sequence[str]) -> dict[str, str]:
 
 
 def read_lines(path: Path, checksum: str = "") -> list[str]:
-    r"""The lines of a plain or .gz text file, without their line ends.
+    """The lines of a text file as a list; see `iterate_lines`."""
+    return list(iterate_lines(path, checksum))
+
+
+def iterate_lines(path: Path, checksum: str = "") -> Iterator[str]:
+    r"""The lines of a plain or .gz text file, without their line ends, one by one.
 
     Only "\n" (and "\r\n") ends a line: `str.splitlines` would also cut at U+2028 and others that occur in sentences.
     `checksum` is the sha256 that the file must have as it lies on disk; "" trusts it.
+
+    Raises UserError where the file cannot be read, is not what the checksum says, damaged, empty or not UTF-8.
     """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot be read: {error.strerror}", where=str(path)) from error
-    if checksum and hashlib.sha256(content).hexdigest() != checksum.lower():
+    if checksum and (found := _checksum(path)) != checksum.lower():
         raise UserError(
-            f"has sha256 {hashlib.sha256(content).hexdigest()}, and data.checksums declares {checksum}",
+            f"has sha256 {found}, and data.checksums declares {checksum}",
             where=str(path),
             hint="the file is damaged or another version: fetch it again, or correct data.checksums",
         )
-    if path.suffix == ".gz":
-        try:
-            content = gzip.decompress(content)
-        except (OSError, EOFError, zlib.error) as error:
-            raise UserError(f"damaged gzip file: {error}", where=str(path)) from error
+    number = 0
     try:
-        text = content.decode("utf-8")
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
+            for content in stream:
+                line = content.decode("utf-8")
+                if number == 0:
+                    line = line.removeprefix("\ufeff")
+                if line:  # a byte order mark alone is no line
+                    number += 1
+                    yield line.removesuffix("\n").removesuffix("\r")
     except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
         raise UserError(
-            f"byte 0x{content[error.start]:02x} is not UTF-8", where=f"{path}:{line}", hint="convert the file to UTF-8"
+            f"byte 0x{error.object[error.start]:02x} is not UTF-8",
+            where=f"{path}:{number + 1}",
+            hint="convert the file to UTF-8",
         ) from error
-    lines = text.removeprefix("\ufeff").split("\n")
-    if lines[-1] == "":
-        lines.pop()
-    if not lines:
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise UserError(f"damaged gzip file: {error}", where=str(path)) from error
+    except OSError as error:
+        raise UserError(f"cannot be read: {error.strerror}", where=str(path)) from error
+    if not number:
         raise UserError("is empty", where=str(path))
-    return [line.removesuffix("\r") for line in lines]
+
+
+def _open_split(data: DataConfig, name: str, files: SplitConfig) -> ParallelFiles:
+    pairs = []
+    for source_name, target_name in zip(files.source, files.target, strict=True):
+        source, target = locate(data, source_name), locate(data, target_name)
+        counts = [
+            sum(1 for _ in iterate_lines(path, _declared(data.checksums, file)))
+            for path, file in ((source, source_name), (target, target_name))
+        ]
+        if counts[0] != counts[1]:
+            raise UserError(
+                f"{source} has {counts[0]} lines and {target} {counts[1]}",
+                where=f"data.{name}",
+                hint="parallel files need a line for each line of the other",
+            )
+        pairs.append((source, target, counts[0]))
+    return ParallelFiles(tuple(pairs))
 
 
 def _read_split(data: DataConfig, name: str, files: SplitConfig) -> ParallelText:
     text = ParallelText()
-    for source_name, target_name in zip(files.source, files.target, strict=True):
-        source_path, target_path = locate(data, source_name), locate(data, target_name)
-        source = read_lines(source_path, _declared(data.checksums, source_name))
-        target = read_lines(target_path, _declared(data.checksums, target_name))
-        if len(source) != len(target):
-            raise UserError(
-                f"{source_path} has {len(source)} lines and {target_path} {len(target)}",
-                where=f"data.{name}",
-                hint="parallel files need a line for each line of the other",
-            )
-        text.source.extend(source)
-        text.target.extend(target)
+    for source, target in _open_split(data, name, files):
+        text.source.append(source)
+        text.target.append(target)
     return text
 
 

@@ -4,6 +4,8 @@ A prepared set is a directory `<cache>/<hash>/` that appears whole, by one renam
 preparation leaves is named otherwise and removed by the next one. Several processes may ask at once: one prepares
 behind a file lock, the others wait and load. (The one place beside `nmt.runs` that renames and locks: no run is
 concerned.)
+
+Training text goes through in a stream, so memory does not grow with the corpus but by what a tokenizer learns from.
 """
 
 from __future__ import annotations
@@ -15,19 +17,21 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
 from nmt.config.identity import canonical, digest, outside_components, text_identity
-from nmt.config.schema import TRAIN, DataConfig, RunConfig
+from nmt.config.schema import TRAIN, RunConfig
+from nmt.data.cleaned import CleanedText
 from nmt.data.cleaning import EMPTY, OVERLONG, REASONS, clean, reason_to_drop, truncate
 from nmt.data.corpus import ParallelText, RawCorpus, load_corpus
-from nmt.data.ragged import Ragged, RaggedText
+from nmt.data.ragged import Ragged, RaggedText, RaggedWriter, stored
 from nmt.data.tokenizer import Tokenizer, load_tokenizer, read_tokenizer, train_tokenizer
 from nmt.data.vocabulary import UNK
 from nmt.errors import UserError
@@ -35,7 +39,9 @@ from nmt.errors import UserError
 PREPARATION_VERSION = 3  # bump when the same text and keys give other prepared data
 TOKENIZER_FILES = ("source.tokenizer.json", "target.tokenizer.json")
 SPLITS = ("train", "validation", "test")
+SIDES = ("source", "target")
 _REPORT_EVERY = 2000  # records between calls of the progress function
+_READ_AT_ONCE = 2**20  # bytes
 
 Record = TypeVar("Record")
 Progress = Callable[[str, int, int], None]
@@ -173,36 +179,29 @@ def _write(config: RunConfig, directory: Path, progress: Progress) -> None:
     languages = (data.source_language, data.target_language)
     report: dict[str, Any] = {}
 
-    limit = data.max_sentences or len(corpus.train)
-    read = ParallelText(corpus.train.source[:limit], corpus.train.target[:limit])
-    cleaned = [
-        _clean_all(lines, data, language, f"cleaning training text ({side})", progress)
-        for side, lines, language in zip(("source", "target"), (read.source, read.target), languages, strict=True)
-    ]
-    pairs = [pair for pair in zip(*cleaned, strict=True) if reason_to_drop(*pair) != EMPTY]
-    if not pairs:
-        raise _nothing_left(len(read), Counter({EMPTY: len(read)}))
-    tokenizers, report["tokenizer"] = _train_tokenizers(config, pairs, progress)
+    read = min(data.max_sentences or len(corpus.train), len(corpus.train))
+    cleaned = CleanedText(directory)
+    raw = _reported(islice(corpus.train, read), read, "cleaning training text", progress)
+    pairs = ((clean(source, data, languages[0]), clean(target, data, languages[1])) for source, target in raw)
+    cleaned.extend(pair for pair in pairs if reason_to_drop(*pair) != EMPTY)
+    if not len(cleaned):
+        raise _nothing_left(read, Counter({EMPTY: read}))
+    tokenizers, report["tokenizer"] = _train_tokenizers(config, cleaned, progress)
     for name, tokenizer in zip(TOKENIZER_FILES, tokenizers, strict=True):
         tokenizer.save(directory / name)
 
-    train, kept, report["train"] = _encode_training(pairs, tokenizers, data, progress)
-    report["train"]["dropped"][EMPTY] = len(read) - len(pairs)
-    report["train"] = {"read": len(read), **report["train"]}
-    if not len(train[0]):
-        raise _nothing_left(len(read), report["train"]["dropped"])
-    _save_split(directory, "train", train)
-    if config.tokenizer.dropout:
-        for side, lines in zip(("source", "target"), zip(*kept, strict=True), strict=True):
-            RaggedText.of(lines).save(directory / f"train.{side}.text")
+    report["train"] = {"read": read, **_encode_training(config, directory, cleaned, tokenizers, progress)}
+    report["train"]["dropped"][EMPTY] = read - len(cleaned)
+    if not report["train"]["kept"]:
+        raise _nothing_left(read, report["train"]["dropped"])
+    cleaned.remove()
     for name in ("validation", "test"):
         text: ParallelText = getattr(corpus, name)
-        encoded = [
-            Ragged.of(tokenizer.encode(clean(line, data, language)) for line in lines)
-            for tokenizer, language, lines in zip(tokenizers, languages, (text.source, text.target), strict=True)
-        ]
-        report[name] = {"kept": len(text)} | _token_counts(encoded)
-        _save_split(directory, name, encoded)
+        encoded = (
+            [tokenizer.encode(clean(line, data, language)) for tokenizer, language, line in zip(*columns, strict=True)]
+            for columns in ((tokenizers, languages, pair) for pair in text)
+        )
+        report[name] = {"kept": len(text)} | _write_split(directory, name, encoded)
         _write_json(directory / f"{name}.text.json", {"source": text.source, "target": text.target})
     fingerprint = _fingerprint(tokenizers, directory, corpus)
     _write_json(
@@ -211,20 +210,16 @@ def _write(config: RunConfig, directory: Path, progress: Progress) -> None:
     )
 
 
-def _clean_all(lines: list[str], data: DataConfig, language: str, stage: str, progress: Progress) -> list[str]:
-    return [clean(line, data, language) for line in _reported(lines, stage, progress)]
-
-
 def _train_tokenizers(
-    config: RunConfig, pairs: list[tuple[str, str]], progress: Progress
+    config: RunConfig, cleaned: CleanedText, progress: Progress
 ) -> tuple[tuple[Tokenizer, Tokenizer], dict[str, Any]]:
     progress("learning the vocabulary", 0, 1)
     if config.tokenizer.joint:
-        joint, report = _tokenizer(config, "source", lambda: (text for side in (0, 1) for text in _side(pairs, side)))
+        joint, report = _tokenizer(config, "source", lambda: chain(cleaned.side(0), cleaned.side(1)))
         tokenizers, reports = (joint, joint), {"joint": report}
     else:
-        source, source_report = _tokenizer(config, "source", lambda: _side(pairs, 0))
-        target, target_report = _tokenizer(config, "target", lambda: _side(pairs, 1))
+        source, source_report = _tokenizer(config, "source", lambda: cleaned.side(0))
+        target, target_report = _tokenizer(config, "target", lambda: cleaned.side(1))
         tokenizers, reports = (source, target), {"source": source_report, "target": target_report}
     progress("learning the vocabulary", 1, 1)
     return tokenizers, reports
@@ -239,47 +234,51 @@ def _tokenizer(
     return train_tokenizer(config.tokenizer, texts)
 
 
-def _side(pairs: list[tuple[str, str]], side: int) -> Iterator[str]:
-    return (pair[side] for pair in pairs)
-
-
 def _encode_training(
-    pairs: list[tuple[str, str]], tokenizers: tuple[Tokenizer, Tokenizer], data: DataConfig, progress: Progress
-) -> tuple[list[Ragged], list[tuple[str, str]], dict[str, Any]]:
-    """The encoded sides, the pairs of lines that were kept, and a report."""
+    config: RunConfig, directory: Path, cleaned: CleanedText, tokenizers: tuple[Tokenizer, Tokenizer],
+    progress: Progress,
+) -> dict[str, Any]:  # fmt: skip
+    """Write the encoded sides, and with BPE-dropout the lines that were kept; a report."""
+    data = config.data
     dropped: Counter[str] = Counter()
-    truncated = 0
-    text: list[tuple[str, str]] = []
+    kept = truncated = 0
 
-    def kept() -> Iterator[tuple[list[int], list[int]]]:
-        nonlocal truncated
-        for pair in _reported(pairs, "encoding training text", progress):
-            source, target = (tokenizer.encode(line) for tokenizer, line in zip(tokenizers, pair, strict=True))
-            if data.overlong == "truncate" and max(len(source), len(target)) > data.max_length:
-                truncated += 1
-                source, target = truncate(source, data.max_length), truncate(target, data.max_length)
-            reason = reason_to_drop(source, target, max_length=data.max_length, max_ratio=data.max_ratio)
-            if reason:
-                dropped[reason] += 1
-            else:
-                text.append(pair)
+    with ExitStack() as stack:
+        names = [f"train.{side}.text" for side in SIDES if config.tokenizer.dropout]
+        texts = [stack.enter_context(RaggedWriter(directory / name)) for name in names]
+
+        def encoded() -> Iterator[tuple[list[int], list[int]]]:
+            nonlocal kept, truncated
+            for pair in _reported(cleaned, len(cleaned), "encoding training text", progress):
+                source, target = (tokenizer.encode(line) for tokenizer, line in zip(tokenizers, pair, strict=True))
+                if data.overlong == "truncate" and max(len(source), len(target)) > data.max_length:
+                    truncated += 1
+                    source, target = truncate(source, data.max_length), truncate(target, data.max_length)
+                reason = reason_to_drop(source, target, max_length=data.max_length, max_ratio=data.max_ratio)
+                if reason:
+                    dropped[reason] += 1
+                    continue
+                kept += 1
+                for text, line in zip(texts, pair, strict=False):  # no texts without BPE-dropout
+                    text.add(RaggedText.code_points(line))
                 yield source, target
 
-    encoded = Ragged.of_pairs(kept())
-    counts = {
-        "kept": len(encoded[0]),
-        "truncated": truncated,
-        "dropped": {reason: dropped[reason] for reason in REASONS},
-    }
-    return list(encoded), text, counts | _token_counts(encoded)
+        tokens = _write_split(directory, "train", encoded())
+    drops = {reason: dropped[reason] for reason in REASONS}
+    return {"kept": kept, "truncated": truncated, "dropped": drops, **tokens}
 
 
-def _token_counts(encoded: Sequence[Ragged]) -> dict[str, int]:
-    return {
-        f"{side}_{what}": int(count)
-        for side, sentences in zip(("source", "target"), encoded, strict=True)
-        for what, count in (("tokens", len(sentences.flat)), ("unknown", np.count_nonzero(sentences.flat == UNK)))
-    }
+def _write_split(directory: Path, name: str, pairs: Iterable[Sequence[list[int]]]) -> dict[str, int]:
+    """Write both sides of a split, pair by pair; their numbers of tokens, and of unknown ones."""
+    counts = {f"{side}_{what}": 0 for side in SIDES for what in ("tokens", "unknown")}
+    with ExitStack() as stack:
+        writers = [stack.enter_context(RaggedWriter(directory / f"{name}.{side}")) for side in SIDES]
+        for pair in pairs:
+            for side, writer, sentence in zip(SIDES, writers, pair, strict=True):
+                writer.add(sentence)
+                counts[f"{side}_tokens"] += len(sentence)
+                counts[f"{side}_unknown"] += sentence.count(UNK)
+    return counts
 
 
 def _nothing_left(read: int, dropped: Counter[str] | dict[str, int]) -> UserError:
@@ -295,20 +294,20 @@ def _fingerprint(tokenizers: tuple[Tokenizer, Tokenizer], directory: Path, corpu
         total.update(f"{name} {len(content)}\n".encode())
         total.update(content)
 
+    def add_stored(split: str, side: str, part: Literal["tokens", "offsets"]) -> None:
+        with stored(directory / f"{split}.{side}", part) as (size, file):
+            total.update(f"{split} {side} {part} {size}\n".encode())
+            while block := file.read(_READ_AT_ONCE):
+                total.update(block)
+
     for tokenizer in tokenizers:
         add("vocabulary", "\n".join(tokenizer.token(number) for number in range(tokenizer.size)).encode())
     for split in ("train", "validation"):  # what a training reads; its runs may be scored on any test text
-        for side in ("source", "target"):
-            sentences = Ragged.load(directory / f"{split}.{side}")
-            add(f"{split} {side} offsets", sentences.offsets.astype("<i8").tobytes())
-            add(f"{split} {side} tokens", sentences.flat.astype("<i4").tobytes())
+        for side in SIDES:
+            add_stored(split, side, "offsets")
+            add_stored(split, side, "tokens")
     add("references", "\n".join(corpus.validation.target).encode())
     return total.hexdigest()
-
-
-def _save_split(directory: Path, name: str, encoded: Sequence[Ragged]) -> None:
-    for side, sentences in zip(("source", "target"), encoded, strict=True):
-        sentences.save(directory / f"{name}.{side}")
 
 
 def _load(directory: Path) -> PreparedData | None:
@@ -325,7 +324,7 @@ def _load(directory: Path) -> PreparedData | None:
                 text = {side: RaggedText.load(directory / f"train.{side}.text") for side in text}
             elif name != "train":
                 text = json.loads((directory / f"{name}.text.json").read_text(encoding="utf-8"))
-            sides = [Ragged.load(directory / f"{name}.{side}") for side in ("source", "target")]
+            sides = [Ragged.load(directory / f"{name}.{side}") for side in SIDES]
             splits[name] = EncodedText(sides[0], sides[1], text["source"], text["target"])
         return PreparedData(
             source_tokenizer=source,
@@ -343,12 +342,12 @@ def _write_json(path: Path, data: Any) -> None:
     path.write_text(json.dumps(data, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 
-def _reported(records: Sequence[Record], stage: str, progress: Progress) -> Iterator[Record]:
+def _reported(records: Iterable[Record], total: int, stage: str, progress: Progress) -> Iterator[Record]:
     for done, record in enumerate(records):
         if done % _REPORT_EVERY == 0:
-            progress(stage, done, len(records))
+            progress(stage, done, total)
         yield record
-    progress(stage, len(records), len(records))
+    progress(stage, total, total)
 
 
 @contextmanager

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal, overload
+from typing import IO, Literal, overload
 
 import numpy as np
+
+_TYPES = {"i": "<i4", "q": "<i8"}  # what a file holds, by the code of the array in memory
+_BLOCK = 2**16  # numbers that are held before they are written
 
 
 class Ragged(Sequence[np.ndarray]):
@@ -23,10 +27,11 @@ class Ragged(Sequence[np.ndarray]):
     @classmethod
     def of(cls, sentences: Iterable[Sequence[int]]) -> Ragged:
         """Pack sentences, one after the other."""
-        packer = _Packer()
+        flat, offsets = array("i"), array("q", [0])
         for sentence in sentences:
-            packer.add(sentence)
-        return packer.packed()
+            flat.extend(sentence)
+            offsets.append(len(flat))
+        return cls(np.array(flat, dtype=np.int32), np.array(offsets, dtype=np.int64))
 
     @classmethod
     def joined(cls, sentences: Sequence[np.ndarray]) -> Ragged:
@@ -36,18 +41,9 @@ class Ragged(Sequence[np.ndarray]):
         return cls(flat.astype(np.int32), offsets)
 
     @classmethod
-    def of_pairs(cls, pairs: Iterable[tuple[Sequence[int], Sequence[int]]]) -> tuple[Ragged, Ragged]:
-        """Pack both sides of parallel sentences in one pass."""
-        source, target = _Packer(), _Packer()
-        for source_sentence, target_sentence in pairs:
-            source.add(source_sentence)
-            target.add(target_sentence)
-        return source.packed(), target.packed()
-
-    @classmethod
     def load(cls, path: Path) -> Ragged:
-        """Map what `save` wrote; pages are read when they are first touched."""
-        offsets = np.load(_part(path, "offsets"), allow_pickle=False)
+        """Map what `save` or a `RaggedWriter` wrote; pages are read when they are first touched."""
+        offsets = np.load(_part(path, "offsets"), mmap_mode="r", allow_pickle=False)
         mode: Literal["r"] | None = "r" if offsets[-1] else None  # nothing cannot be mapped
         flat = np.load(_part(path, "tokens"), mmap_mode=mode, allow_pickle=False)
         return cls(flat, offsets)
@@ -60,7 +56,7 @@ class Ragged(Sequence[np.ndarray]):
     @property
     def lengths(self) -> np.ndarray:
         """Tokens of each sentence, [sentences] int64."""
-        return np.diff(self.offsets)
+        return np.diff(np.asarray(self.offsets))
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -85,6 +81,31 @@ class Ragged(Sequence[np.ndarray]):
             yield self.flat[start:end]
 
 
+class RaggedWriter:
+    """Writes the files of a `Ragged` sentence by sentence; however many there are, memory holds a block of them.
+
+    A context manager: the files are whole when it is left, and byte for byte those of `Ragged.save`.
+    """
+
+    def __init__(self, path: Path):
+        self._tokens, self._offsets = _Column(_part(path, "tokens"), "i"), _Column(_part(path, "offsets"), "q")
+        self._end = 0
+        self._offsets.extend((0,))
+
+    def add(self, sentence: Sequence[int]) -> None:
+        """Append one sentence."""
+        self._end += len(sentence)
+        self._tokens.extend(sentence)
+        self._offsets.extend((self._end,))
+
+    def __enter__(self) -> RaggedWriter:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._tokens.close()
+        self._offsets.close()
+
+
 class RaggedText(Sequence[str]):
     """Lines of text, packed and mapped like sentences: a token is a code point."""
 
@@ -92,20 +113,14 @@ class RaggedText(Sequence[str]):
         self.packed = packed
 
     @classmethod
-    def of(cls, lines: Sequence[str]) -> RaggedText:
-        """Pack lines, one after the other."""
-        flat = np.frombuffer("".join(lines).encode("utf-32-le", "surrogatepass"), dtype="<i4")
-        offsets = np.cumsum([0, *map(len, lines)], dtype=np.int64)
-        return cls(Ragged(flat, offsets))
-
-    @classmethod
     def load(cls, path: Path) -> RaggedText:
-        """Map what `save` wrote."""
+        """Map what a `RaggedWriter` wrote of lines as `code_points` gives them."""
         return cls(Ragged.load(path))
 
-    def save(self, path: Path) -> None:
-        """Write it as `Ragged.save` does."""
-        self.packed.save(path)
+    @staticmethod
+    def code_points(line: str) -> list[int]:
+        """A line as a sentence of code points."""
+        return [ord(character) for character in line]
 
     def __len__(self) -> int:
         return len(self.packed)
@@ -122,17 +137,47 @@ class RaggedText(Sequence[str]):
         return self.packed[index].astype("<i4").tobytes().decode("utf-32-le", "surrogatepass")
 
 
+@contextmanager
+def stored(path: Path, part: Literal["tokens", "offsets"]) -> Iterator[tuple[int, IO[bytes]]]:
+    """The numbers of a part as they are stored, little-endian: how many bytes, and a file that stands at the first.
+
+    For going through all of them once: mapped pages would stay in this process's memory.
+    """
+    with _part(path, part).open("rb") as file:
+        np.lib.format.read_magic(file)
+        (count,), _, kind = np.lib.format.read_array_header_1_0(file)
+        yield count * kind.itemsize, file
+
+
+class _Column:
+    """A one-dimensional .npy file that grows at its end."""
+
+    def __init__(self, path: Path, code: str):
+        self._file = path.open("wb")
+        self._block, self._kind, self._count = array(code), np.dtype(_TYPES[code]), 0
+        self._write_header()
+
+    def extend(self, values: Iterable[int]) -> None:
+        self._block.extend(values)
+        if len(self._block) >= _BLOCK:
+            self._write_block()
+
+    def close(self) -> None:
+        with self._file:
+            self._write_block()
+            self._file.seek(0)
+            self._write_header()
+
+    def _write_block(self) -> None:
+        self._file.write(np.array(self._block, dtype=self._kind).tobytes())
+        self._count += len(self._block)
+        del self._block[:]
+
+    def _write_header(self) -> None:
+        # numpy leaves room for any count, so the header of the end fits where that of the beginning stands.
+        header = {"descr": self._kind.str, "fortran_order": False, "shape": (self._count,)}
+        np.lib.format.write_array_header_1_0(self._file, header)
+
+
 def _part(path: Path, part: str) -> Path:
     return path.with_name(f"{path.name}.{part}.npy")
-
-
-class _Packer:
-    def __init__(self) -> None:
-        self._flat, self._offsets = array("i"), array("q", [0])
-
-    def add(self, sentence: Sequence[int]) -> None:
-        self._flat.extend(sentence)
-        self._offsets.append(len(self._flat))
-
-    def packed(self) -> Ragged:
-        return Ragged(np.array(self._flat, dtype=np.int32), np.array(self._offsets, dtype=np.int64))

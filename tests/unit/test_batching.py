@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import itertools
 import sys
+import tempfile
 import time
 import tracemalloc
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -18,9 +20,10 @@ from hypothesis import strategies as st
 
 from nmt.config.schema import BatchConfig
 from nmt.data import batching
+from nmt.data import ragged as ragged_module
 from nmt.data.batching import Sampler, collate
 from nmt.data.prepare import EncodedText
-from nmt.data.ragged import Ragged
+from nmt.data.ragged import Ragged, RaggedWriter, stored
 from nmt.data.vocabulary import EOS, SOS
 from nmt.errors import UserError
 
@@ -350,6 +353,19 @@ def test_ragged_is_the_list_of_its_sentences(sentences: list[list[int]]) -> None
     assert ragged.lengths.tolist() == [len(sentence) for sentence in sentences]
     with pytest.raises(IndexError):
         ragged[len(sentences)]
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ragged_module, "_BLOCK", 4)  # so that a file is written in several pieces
+        whole, streamed = Path(folder, "whole"), Path(folder, "streamed")
+        ragged.save(whole)
+        with RaggedWriter(streamed) as writer:
+            for sentence in sentences:
+                writer.add(sentence)
+        for part in ("tokens", "offsets"):
+            content = Path(f"{whole}.{part}.npy").read_bytes()
+            assert Path(f"{streamed}.{part}.npy").read_bytes() == content
+            with stored(streamed, part) as (size, file):  # type: ignore[arg-type]
+                assert content.endswith(numbers := file.read()) and len(numbers) == size
+        assert [sentence.tolist() for sentence in Ragged.load(streamed)] == sentences
     joined = Ragged.joined([np.array(sentence, dtype=np.int32) for sentence in sentences])
     assert joined.flat.tolist() == ragged.flat.tolist() and joined.offsets.tolist() == ragged.offsets.tolist()
     assert (joined.flat.dtype, joined.offsets.dtype) == (ragged.flat.dtype, ragged.offsets.dtype)

@@ -39,9 +39,9 @@ def data(tmp_path: Path) -> DataConfig:
 
 def test_several_files_a_side_are_read_one_after_the_other(data: DataConfig) -> None:
     corpus = load_corpus(data)
-    assert corpus.train.source == ["one", "two", "three"]
-    assert corpus.train.target == ["eins", "zwei", "drei"]
-    assert (len(corpus.validation), len(corpus.test)) == (1, 0)
+    assert list(corpus.train) == list(corpus.train) == [("one", "eins"), ("two", "zwei"), ("three", "drei")]
+    assert (len(corpus.train), len(corpus.validation), len(corpus.test)) == (3, 1, 0)
+    assert (corpus.validation.source, corpus.validation.target) == (["v"], ["w"])
 
 
 @pytest.mark.parametrize(
@@ -54,6 +54,7 @@ def test_several_files_a_side_are_read_one_after_the_other(data: DataConfig) -> 
         ("a\u2028b\x85c\x0bd\n", ["a\u2028b\x85c\x0bd"]),  # str.splitlines would make four of it
         ("\ufeffa\n", ["a"]),
         ("\n", [""]),
+        ("\ufeff\n\ufeffa\r\r", ["", "\ufeffa\r"]),
     ],
 )
 def test_only_a_newline_ends_a_line(tmp_path: Path, content: str, lines: list[str]) -> None:
@@ -65,6 +66,15 @@ def test_bytes_that_are_not_utf8_are_told_by_file_and_line(tmp_path: Path) -> No
     path = write(tmp_path / "x.gz", b"fine\nalso fine\nf\xfcr\n")
     with pytest.raises(UserError, match=r"x\.gz:3: byte 0xfc is not UTF-8"):
         read_lines(path)
+    path = write(tmp_path / "x", b"fine\n\xe2\x82\nf\xfcr")  # a character that the line's end cuts in two
+    with pytest.raises(UserError, match=r"x:2: byte 0xe2 is not UTF-8"):
+        read_lines(path)
+
+
+def test_every_line_is_looked_at_before_any_is_used(data: DataConfig, tmp_path: Path) -> None:
+    write(tmp_path / "b.t.gz", b"dr\xffei")
+    with pytest.raises(UserError, match=r"b\.t\.gz:1: byte 0xff is not UTF-8"):
+        load_corpus(data)
 
 
 def test_damaged_gzip(tmp_path: Path) -> None:
@@ -77,8 +87,9 @@ def test_damaged_gzip(tmp_path: Path) -> None:
 
 
 def test_empty_files_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="x: is empty"):
-        read_lines(write(tmp_path / "x", ""))
+    for nothing in ("", "\ufeff"):
+        with pytest.raises(UserError, match="x: is empty"):
+            read_lines(write(tmp_path / "x", nothing))
 
 
 def test_unequal_line_counts_name_both_files(data: DataConfig, tmp_path: Path) -> None:
