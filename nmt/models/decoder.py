@@ -14,8 +14,8 @@ from nmt.models.attention import Attention, Memory, NoAttention
 from nmt.models.cells import Cell, CellStack, State
 from nmt.models.dropout import Dropout
 from nmt.models.encoder import EncoderOutput
+from nmt.models.hypothesis_rows import HypothesisRows
 from nmt.models.layers import Affine
-from nmt.models.packing import Packing
 from nmt.models.plain import is_plain
 from nmt.models.recurrent.decoder_loop import Attended, Layer, decode_sequence
 from nmt.models.residual import Residual
@@ -152,7 +152,7 @@ class RecurrentDecoder(nn.Module):
         embedding_masks = _by_step(embedding_mask, time)
         states = self._by_cell(first.split(self.units, dim=-1))
         context = first.new_zeros(batch, self.attention.context_units)
-        columns, whole = self._context_columns(), Packing(batch, 1)
+        columns, whole = self._context_columns(), HypothesisRows(batch, 1)
         tops: list[Tensor] = []
         contexts: list[Tensor] = []
         for t in range(time):
@@ -180,14 +180,14 @@ class RecurrentDecoder(nn.Module):
         `embedded` [batch, k, e] holds the embeddings of the previous tokens.
         """
         grid = embedded.shape[:2]
-        inputs, rows = self.contribute(embedded.flatten(0, 1)), tuple(part.flatten(0, 1) for part in state)
-        mix, new, weights = self.step_rows(inputs, rows, memory, Packing(*grid))
+        inputs, parts = self.contribute(embedded.flatten(0, 1)), tuple(part.flatten(0, 1) for part in state)
+        mix, new, weights = self.step_rows(inputs, parts, memory, HypothesisRows(*grid))
         return mix.unflatten(0, grid), tuple(part.unflatten(0, grid) for part in new), weights
 
     def step_rows(
-        self, inputs: Inputs, state: DecoderState, memory: Memory, packing: Packing
+        self, inputs: Inputs, state: DecoderState, memory: Memory, rows: HypothesisRows
     ) -> tuple[Tensor, DecoderState, Tensor]:
-        """One step of the hypotheses that `packing` says: mix [rows, h], next state, weights [batch, k, time].
+        """One step of the hypotheses in `rows`: mix [rows, h], next state, weights [batch, k, time].
 
         `inputs` are what the previous tokens contribute, see `contribute`; the state's parts are [rows, ...].
         """
@@ -196,7 +196,7 @@ class RecurrentDecoder(nn.Module):
         nothing: list[Tensor | None] = [None] * len(states)
         masks = _Masks(nothing, nothing)
         states, top, context, weights = self._advance(
-            inputs, self._context_columns(), states, context, memory, masks, packing
+            inputs, self._context_columns(), states, context, memory, masks, rows
         )
         return self._mix(top, context), (*(part for state in states for part in state), context), weights
 
@@ -212,7 +212,7 @@ class RecurrentDecoder(nn.Module):
         context: Tensor,
         memory: Memory,
         masks: _Masks,
-        packing: Packing,
+        rows: HypothesisRows,
     ) -> tuple[list[State], Tensor, Tensor, Tensor]:
         """One step of the rows at hand, from the embeddings' contribution and the last context [rows, C]."""
         entry, projected = self._enter(inputs, columns, context, masks.inputs[0])
@@ -223,8 +223,8 @@ class RecurrentDecoder(nn.Module):
                 projected = cell.project_inputs(_masked(passed[-1], masks.inputs[layer]))
             new.append(cell.step(projected, states[layer]))
             passed.append(self.residual.combine(_masked(new[-1][0], masks.outputs[layer]), passed))
-        contexts, weights = self.attention.attend(packing.spread(passed[-1]), memory)
-        return new, passed[-1], packing.pick(contexts), weights
+        contexts, weights = self.attention.attend(rows.spread(passed[-1]), memory)
+        return new, passed[-1], rows.pick(contexts), weights
 
     def _contribute(self, embedded: Tensor, mask: Tensor | None) -> Inputs:
         """What embeddings [..., e] contribute to the stack's input; `mask` is the first cell's on them."""

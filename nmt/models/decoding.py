@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from nmt.models.attention import Memory
 from nmt.models.decoder import RecurrentDecoder
-from nmt.models.packing import Packing
+from nmt.models.hypothesis_rows import HypothesisRows
 from nmt.models.recurrent.arithmetic import compute_type
 from nmt.models.recurrent.search_step import SearchStep
 from nmt.models.seq2seq import Encoded, Seq2Seq, beside
@@ -66,21 +66,21 @@ class RowsOfSeq2Seq:
         """The decoder's state before the first token: tensors [batch, ...], a row a sentence."""
         return tuple(part.squeeze(1) for part in self.model.start(encoded, 1))
 
-    def step(self, tokens: Tensor, state: Any, encoded: Encoded, packing: Packing) -> tuple[Tensor, Any, Tensor]:
+    def step(self, tokens: Tensor, state: Any, encoded: Encoded, rows: HypothesisRows) -> tuple[Tensor, Any, Tensor]:
         """One token further, from `tokens` [rows]: outputs [rows, h], the next state, weights [batch, k, time]."""
         memory = Memory(encoded.keys, encoded.values, encoded.mask)
         embedded = None
         if self._step is None or self._step.table is None:
             embedded = self.model.target_embedding(tokens)
             if encoded.appended.shape[-1]:
-                embedded = beside(embedded, packing.shared(encoded.appended))
+                embedded = beside(embedded, rows.shared(encoded.appended))
         if self._step is not None:
-            return self._step(tokens, embedded, state, memory, packing)
+            return self._step(tokens, embedded, state, memory, rows)
         if self.packs:
-            return self.decoder.step_rows(self.decoder.contribute(embedded), state, memory, packing)
+            return self.decoder.step_rows(self.decoder.contribute(embedded), state, memory, rows)
         assert embedded is not None
-        mix, state, weights = self.decoder.step(packing.spread(embedded), tuple(map(packing.spread, state)), memory)
-        return packing.pick(mix), tuple(map(packing.pick, state)), weights
+        mix, state, weights = self.decoder.step(rows.spread(embedded), tuple(map(rows.spread, state)), memory)
+        return rows.pick(mix), tuple(map(rows.pick, state)), weights
 
     def logits(self, outputs: Tensor) -> Tensor:
         """The output layer: [rows, h] -> [rows, V]. On a CPU in float32 the next call writes into the same memory."""

@@ -18,7 +18,7 @@ from nmt.config.schema import CellConfig, EncoderConfig
 from nmt.models.cells import Cell, CellStack
 from nmt.models.dropout import Dropout
 from nmt.models.plain import is_plain
-from nmt.models.recurrent.packing import Packing
+from nmt.models.recurrent.packing import SentencePacking
 from nmt.models.recurrent.sequence import read_sequence
 from nmt.models.residual import Residual
 
@@ -59,7 +59,7 @@ def read_stacks(
     Returns what the top layers pass on [time, batch, directions · units], zero beyond each end, and the final state
     parts [batch, units] of every layer, all of one direction before those of the next.
     """
-    packing = Packing(lengths, len(x), len(stacks))
+    packing = SentencePacking(lengths, len(x), len(stacks))
     residual = stacks[0].residual  # all have the same connections; only an input transform has parameters
     entered = packing.pack(x)
     if residual.input_transform is not None:
@@ -140,7 +140,7 @@ class StackedBidirectionalEncoder(nn.Module):
 
     def forward(self, embedded: Tensor, lengths: Tensor, dropout: Dropout) -> EncoderOutput:
         """Read embeddings [time, batch, e] of sentences of `lengths` [batch] tokens."""
-        packing = Packing(lengths, len(embedded), directions=2)
+        packing = SentencePacking(lengths, len(embedded), directions=2)
         ahead: list[Tensor] = []
         back: list[Tensor] = []
         passed = [self.residual.enter(embedded)]
@@ -158,7 +158,7 @@ def _cells(config: EncoderConfig, input_units: Sequence[int]) -> CellStack:
 
 
 def read(
-    cells: Sequence[Cell], x: Tensor, packing: Packing, name: str, config: CellConfig, dropout: Dropout
+    cells: Sequence[Cell], x: Tensor, packing: SentencePacking, name: str, config: CellConfig, dropout: Dropout
 ) -> tuple[Tensor, list[Tensor]]:
     """A cell for each direction over packed x [directions, total, in].
 

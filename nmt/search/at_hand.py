@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nmt.models.packing import Packing
+from nmt.models.hypothesis_rows import HypothesisRows
 from nmt.search.interface import RowModel
 from nmt.search.next_tokens import Predicted
 from nmt.search.rows import STABLE_ROWS, take
@@ -24,7 +24,7 @@ class AtHand:
     going: [batch, k] those that go on, if the host may look.
     """
 
-    packing: Packing
+    rows: HypothesisRows
     packed: bool
     real: int
     going: Tensor | None
@@ -34,30 +34,30 @@ class AtHand:
         """Of the hypotheses `going` [batch, k]; `looks`: whether the host may read tensors."""
         batch, k = going.shape
         if not packed:
-            return cls(Packing(batch, k), packed, batch * k, going if looks else None)
+            return cls(HypothesisRows(batch, k), packed, batch * k, going if looks else None)
         places = _places(going)
         whole = len(places) == batch * k
-        return cls(Packing(batch, k, None if whole else _filled(places)), packed, len(places), going)
+        return cls(HypothesisRows(batch, k, None if whole else _filled(places)), packed, len(places), going)
 
     @property
-    def rows(self) -> int:
+    def count(self) -> int:
         """Number of rows."""
-        places = self.packing.places
-        return self.packing.batch * self.packing.k if places is None else len(places)
+        places = self.rows.places
+        return self.rows.batch * self.rows.k if places is None else len(places)
 
     def predicted(self, model: RowModel, outputs: Any) -> Predicted:
         """The next-token distributions of the hypotheses that go on, from what a step gave for all rows."""
-        batch, k, places = self.packing
+        batch, k, places = self.rows
         if self.packed:
             real = None if places is None else places[: self.real]
-            return Predicted(model, outputs, self.rows, Packing(batch, k, real))
+            return Predicted(model, outputs, self.count, HypothesisRows(batch, k, real))
         if self.going is None:  # on a device that would have to wait, and has memory for all logits
-            return Predicted(model, outputs, self.rows, self.packing, self.rows)
+            return Predicted(model, outputs, self.count, self.rows, self.count)
         own = _places(self.going)
-        if len(own) == self.rows:
-            return Predicted(model, outputs, self.rows, self.packing)
+        if len(own) == self.count:
+            return Predicted(model, outputs, self.count, self.rows)
         filled = _filled(own)
-        return Predicted(model, take(outputs, filled), len(filled), Packing(batch, k, own))
+        return Predicted(model, take(outputs, filled), len(filled), HypothesisRows(batch, k, own))
 
     def after(self, parents: Tensor, kept: Tensor | None, going: Tensor) -> tuple[AtHand, Tensor | None]:
         """The rows of the next step, and for each the row of this step that its state comes from; None: the same.
@@ -66,19 +66,19 @@ class AtHand:
         going: [kept, k] hypotheses that go on.
         """
         new = AtHand.of(going, self.packed, self.going is not None)
-        k = self.packing.k
+        k = self.rows.k
         if k == 1 and kept is None and new.real == self.real:
             return new, None
-        places = new.packing.places
+        places = new.rows.places
         if places is None:
-            places = torch.arange(new.rows, device=parents.device)
+            places = torch.arange(new.count, device=parents.device)
         if kept is not None:
             places = kept[places // k] * k + places % k
         before = (places // k) * k + parents.flatten()[places]
-        if self.packing.places is None:
+        if self.rows.places is None:
             return new, before
-        row_of = before.new_zeros(self.packing.batch * k)
-        row_of[self.packing.places] = torch.arange(self.rows, device=parents.device)
+        row_of = before.new_zeros(self.rows.batch * k)
+        row_of[self.rows.places] = torch.arange(self.count, device=parents.device)
         return new, row_of[before]
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from nmt.data.vocabulary import EOS
-from nmt.models.packing import Packing
+from nmt.models.hypothesis_rows import HypothesisRows
 
 BLOCK = 32  # tokens
 CACHE_BYTES = 2**19  # what is worked through at a time on a CPU: a share of its second-level cache
@@ -44,16 +44,18 @@ def log_softmax(logits: Tensor) -> Tensor:
     return torch.sub(logits.float(), highest).sub_(logarithm)
 
 
-def in_grid(gains: Tensor, tokens: Tensor, packing: Packing, finished: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def in_grid(
+    gains: Tensor, tokens: Tensor, rows: HypothesisRows, finished: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Candidates [rows, n] in the grid [batch, k, n]: behind a hypothesis that is not at hand there are none.
 
     Behind a finished one (`finished` [batch, k]) only EOS counts, at no cost. Empty places hold EOS and minus infinity.
     """
-    if packing.places is not None:
-        shape = (packing.batch * packing.k, gains.shape[1])
-        gains = gains.new_full(shape, -math.inf).index_copy_(0, packing.places, gains)
-        tokens = tokens.new_full(shape, EOS).index_copy_(0, packing.places, tokens)
-    gains, tokens = (rows.unflatten(0, (packing.batch, packing.k)) for rows in (gains, tokens))
+    if rows.places is not None:
+        shape = (rows.batch * rows.k, gains.shape[1])
+        gains = gains.new_full(shape, -math.inf).index_copy_(0, rows.places, gains)
+        tokens = tokens.new_full(shape, EOS).index_copy_(0, rows.places, tokens)
+    gains, tokens = (part.unflatten(0, (rows.batch, rows.k)) for part in (gains, tokens))
     if finished is not None:
         gains = gains.masked_fill(finished.unsqueeze(2), -math.inf)
         gains[..., 0].masked_fill_(finished, 0.0)

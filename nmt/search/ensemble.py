@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nmt.models.packing import Packing
+from nmt.models.hypothesis_rows import HypothesisRows
 from nmt.search.interface import RowModel, TranslationModel
 from nmt.search.rows import in_rows
 
@@ -123,12 +123,12 @@ class RowsOfEnsemble:
         return tuple(member.start(own) for member, own in zip(self.members, encoded, strict=True))
 
     def step(
-        self, tokens: Tensor, state: tuple[Any, ...], encoded: tuple[Any, ...], packing: Packing
+        self, tokens: Tensor, state: tuple[Any, ...], encoded: tuple[Any, ...], rows: HypothesisRows
     ) -> tuple[tuple[Any, ...], tuple[Any, ...], Tensor | None]:
         """One token further; the outputs are each member's."""
         outputs, states, weights = zip(
             *(
-                member.step(tokens, own, memory, packing)
+                member.step(tokens, own, memory, rows)
                 for member, own, memory in zip(self.members, state, encoded, strict=True)
             ),
             strict=True,

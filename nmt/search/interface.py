@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from nmt.models.packing import Packing
+from nmt.models.hypothesis_rows import HypothesisRows
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class RowModel(Protocol):
     def start(self, encoded: Any) -> Any:
         """The decoder's first state, a row a sentence: a (nested) tuple of tensors [batch, ...]."""
 
-    def step(self, tokens: Tensor, state: Any, encoded: Any, packing: Packing) -> tuple[Any, Any, Tensor | None]:
+    def step(self, tokens: Tensor, state: Any, encoded: Any, rows: HypothesisRows) -> tuple[Any, Any, Tensor | None]:
         """One token further, from `tokens` [rows] chosen last.
 
         Returns outputs for `logits`, a tensor or (nested) tuple of tensors [rows, ...], the next state, and the

@@ -80,12 +80,12 @@ def run(
     record = Record(len(rows))
     going = hypotheses.going()
     at_hand = AtHand.of(going, packed=waits and model.packs, looks=waits)
-    state = take(state, at_hand.packing.shared(torch.arange(len(rows), device=device)))
+    state = take(state, at_hand.rows.shared(torch.arange(len(rows), device=device)))
 
     for length in range(1, longest + 1):
-        outputs, state, weights = model.step(at_hand.packing.pick(hypotheses.tokens), state, encoded, at_hand.packing)
+        outputs, state, weights = model.step(at_hand.rows.pick(hypotheses.tokens), state, encoded, at_hand.rows)
         if statistics is not None:
-            statistics.step(going & (present < sentences).unsqueeze(1), at_hand.rows)
+            statistics.step(going & (present < sentences).unsqueeze(1), at_hand.count)
         next_tokens: NextTokens = at_hand.predicted(model, outputs)
         if constraints is not None:
             log_probabilities = next_tokens.log_probabilities()

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from nmt.models.packing import Packing
+from nmt.models.hypothesis_rows import HypothesisRows
 from nmt.search.candidates import candidates, in_grid, log_softmax
 from nmt.search.interface import RowModel
 from nmt.search.rows import take
@@ -38,34 +38,34 @@ class Predicted:
     Parameters
     ----------
     model: whose `logits` are asked for.
-    outputs: what its `step` gave: tensors [rows, ...]. rows: their number.
-    packing: the hypotheses that these are of; rows beyond its places only fill up.
+    outputs: what its `step` gave: `count` rows of tensors.
+    rows: the hypotheses that these are of; what is beyond its places only fills up.
     at_a_time: rows whose logits are made at a time.
     """
 
-    def __init__(self, model: RowModel, outputs: Any, rows: int, packing: Packing, at_a_time: int = PIECE_ROWS):
-        self.model, self.outputs, self.rows, self.packing = model, outputs, rows, packing
-        self.pieces = -(-rows // at_a_time)
+    def __init__(self, model: RowModel, outputs: Any, count: int, rows: HypothesisRows, at_a_time: int = PIECE_ROWS):
+        self.model, self.outputs, self.count, self.rows = model, outputs, count, rows
+        self.pieces = -(-count // at_a_time)
 
     def candidates(self, count: int, finished: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """See `NextTokens`."""
         gains, tokens = zip(*(candidates(logits, count) for logits in self._pieces()), strict=True)
-        rows = self._without_filling(torch.cat(gains)), self._without_filling(torch.cat(tokens))
-        return in_grid(*rows, self.packing, finished)
+        found = self._without_filling(torch.cat(gains)), self._without_filling(torch.cat(tokens))
+        return in_grid(*found, self.rows, finished)
 
     def log_probabilities(self) -> Tensor:
         """See `NextTokens`."""
         whole = torch.cat([log_softmax(logits) for logits in self._pieces()])
-        return self.packing.spread(self._without_filling(whole))
+        return self.rows.spread(self._without_filling(whole))
 
     def _pieces(self) -> Iterator[Tensor]:
         """Logits of some rows after others, in equal pieces: else the last might have fewer than `STABLE_ROWS`."""
-        bounds = [self.rows * number // self.pieces for number in range(self.pieces + 1)]
+        bounds = [self.count * number // self.pieces for number in range(self.pieces + 1)]
         for start, stop in pairwise(bounds):
             yield self.model.logits(take(self.outputs, slice(start, stop)))
 
-    def _without_filling(self, rows: Tensor) -> Tensor:
-        return rows if self.packing.places is None else rows[: len(self.packing.places)]
+    def _without_filling(self, found: Tensor) -> Tensor:
+        return found if self.rows.places is None else found[: len(self.rows.places)]
 
 
 class Changed:
@@ -77,8 +77,8 @@ class Changed:
     def candidates(self, count: int, finished: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """See `NextTokens`."""
         batch, k, _ = self._log_probabilities.shape
-        rows = candidates(self._log_probabilities.flatten(0, 1), count, normalised=True)
-        return in_grid(*rows, Packing(batch, k), finished)
+        found = candidates(self._log_probabilities.flatten(0, 1), count, normalised=True)
+        return in_grid(*found, HypothesisRows(batch, k), finished)
 
     def log_probabilities(self) -> Tensor:
         """See `NextTokens`."""

@@ -9,7 +9,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from nmt.models.packing import Packing
+from nmt.models.hypothesis_rows import HypothesisRows
 from nmt.search.interface import RowModel, TranslationModel
 
 # A float32 matrix product computes a row the same way whatever the other rows, if only there are so many or more:
@@ -60,10 +60,10 @@ class GridModel:
         """The model's first state."""
         return _map(lambda tensor: tensor.squeeze(1), self.model.start(encoded, 1))
 
-    def step(self, tokens: Tensor, state: Any, encoded: Any, packing: Packing) -> tuple[Tensor, Any, Tensor | None]:
+    def step(self, tokens: Tensor, state: Any, encoded: Any, rows: HypothesisRows) -> tuple[Tensor, Any, Tensor | None]:
         """One token further; the outputs are the logits."""
-        logits, state, weights = self.model.step(packing.spread(tokens), _map(packing.spread, state), encoded)
-        return packing.pick(logits), _map(packing.pick, state), weights
+        logits, state, weights = self.model.step(rows.spread(tokens), _map(rows.spread, state), encoded)
+        return rows.pick(logits), _map(rows.pick, state), weights
 
     def logits(self, outputs: Tensor) -> Tensor:
         """The outputs."""

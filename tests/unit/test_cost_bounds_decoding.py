@@ -18,7 +18,7 @@ from torch import Tensor
 
 from nmt.data.vocabulary import EOS, SOS
 from nmt.evaluation.decode import decode
-from nmt.models.packing import Packing
+from nmt.models.hypothesis_rows import HypothesisRows
 from nmt.models.recurrent import packing
 from nmt.models.seq2seq import Seq2Seq
 from nmt.profiling.counting import Allocations, HostReads, ProductCount
@@ -103,7 +103,7 @@ def test_a_decoding_step_copies_nothing_that_the_encoder_made(name: str) -> None
         encoded = model.encode(torch.full((B, time), 5), torch.full((B,), time))
         state = tuple(part[places] for part in model.start(encoded))
         with Allocations() as made:
-            model.step(torch.full((k * B,), SOS), state, encoded, Packing(B, k))
+            model.step(torch.full((k * B,), SOS), state, encoded, HypothesisRows(B, k))
     layers = LAYERS if name == "transformer" else 1  # each with a share of the memory
     assert made.largest < min(encoded.keys.nbytes, encoded.values.nbytes) / layers
 

@@ -17,7 +17,7 @@ from nmt.config.schema import CellConfig, ModelConfig
 from nmt.models.dropout import NO_DROPOUT, AddressedDropout
 from nmt.models.plain import plain_autograd
 from nmt.models.recurrent.arithmetic import Program, run, sigmoid_
-from nmt.models.recurrent.packing import LEAST_ROWS, Packing
+from nmt.models.recurrent.packing import LEAST_ROWS, SentencePacking
 from nmt.models.seq2seq import Seq2Seq
 from nmt.models.tf_cells import TfGru, TfLstm
 
@@ -214,7 +214,7 @@ lengths_of = st.lists(st.integers(1, 9), min_size=1, max_size=2 * LEAST_ROWS)
 @given(lengths=lengths_of, extra=st.integers(0, 2), directions=st.integers(1, 2))
 def test_packing_moves_rows_and_nothing_else(lengths: list[int], extra: int, directions: int) -> None:
     time, batch = max(lengths) + extra, len(lengths)
-    packing = Packing(torch.tensor(lengths), time, directions)
+    packing = SentencePacking(torch.tensor(lengths), time, directions)
     x = torch.arange(1.0, time * batch + 1).view(time, batch, 1)
     real = (torch.arange(time).unsqueeze(1) < torch.tensor(lengths)).unsqueeze(-1)
     packed = packing.pack(x)
@@ -239,7 +239,7 @@ def test_packing_moves_rows_and_nothing_else(lengths: list[int], extra: int, dir
 
 @pytest.mark.parametrize("directions", [1, 2])
 def test_gradients_of_packing_and_unpacking(directions: int) -> None:
-    packing = Packing(torch.tensor([3, 1, 4, 2]), 5, directions)
+    packing = SentencePacking(torch.tensor([3, 1, 4, 2]), 5, directions)
     x = torch.randn(5, 4, 2, dtype=torch.float64, requires_grad=True)
 
     def there_and_back(x: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from nmt.config.schema import SearchConfig
 from nmt.evaluation.decode import decode
 from nmt.models.attention import Memory
 from nmt.models.decoding import RowsOfSeq2Seq
-from nmt.models.packing import Packing
+from nmt.models.hypothesis_rows import HypothesisRows
 from nmt.models.seq2seq import beside
 from nmt.training.workload import precision_context
 
@@ -28,23 +28,23 @@ LENGTHS = torch.tensor([4, 2, 3])
 @pytest.mark.parametrize("cell", ["gru", "lstm", "vanilla"])
 def test_rows_step_as_the_decoder_defines_it(cell: str, attention: str, bridge: str, steps: int) -> None:
     model, generator = random_model(4, attention, cell, bridge), torch.Generator().manual_seed(1)
-    rows = RowsOfSeq2Seq(model, steps)
+    searched = RowsOfSeq2Seq(model, steps)
     with torch.no_grad():
-        encoded = rows.encode(SOURCE, LENGTHS)
+        encoded = searched.encode(SOURCE, LENGTHS)
         memory = Memory(encoded.keys, encoded.values, encoded.mask)
-        packing = Packing(3, 2, torch.tensor([0, 1, 2, 5]))  # not every place of the grid is taken
-        state = tuple(torch.randn(4, part.shape[1], generator=generator) for part in rows.start(encoded))
-        grid = tuple(map(packing.spread, state))
+        rows = HypothesisRows(3, 2, torch.tensor([0, 1, 2, 5]))  # not every place of the grid is taken
+        state = tuple(torch.randn(4, part.shape[1], generator=generator) for part in searched.start(encoded))
+        grid = tuple(map(rows.spread, state))
         for _ in range(3):
             tokens = torch.randint(3, VOCABULARY, (4,), generator=generator)
-            outputs, state, weights = rows.step(tokens, state, encoded, packing)
-            embedded = beside(model.target_embedding(packing.spread(tokens)), encoded.appended.unsqueeze(1))
+            outputs, state, weights = searched.step(tokens, state, encoded, rows)
+            embedded = beside(model.target_embedding(rows.spread(tokens)), encoded.appended.unsqueeze(1))
             expected, grid, expected_weights = model.decoder.step(embedded, grid, memory)
-            assert torch.allclose(outputs, packing.pick(expected), atol=1e-5)
-            assert torch.allclose(packing.pick(weights), packing.pick(expected_weights), atol=1e-5)
+            assert torch.allclose(outputs, rows.pick(expected), atol=1e-5)
+            assert torch.allclose(rows.pick(weights), rows.pick(expected_weights), atol=1e-5)
             for part, own in zip(state, grid, strict=True):
-                assert torch.allclose(part, packing.pick(own), atol=1e-5)
-            assert torch.allclose(rows.logits(outputs), model.output(packing.pick(expected)), atol=1e-4)
+                assert torch.allclose(part, rows.pick(own), atol=1e-5)
+            assert torch.allclose(searched.logits(outputs), model.output(rows.pick(expected)), atol=1e-4)
 
 
 def test_a_search_may_have_a_precision_of_its_own() -> None:

@@ -22,7 +22,7 @@ def shrinks(device: torch.device) -> bool:
     return device.type == "cpu"
 
 
-class Packing:
+class SentencePacking:
     """Where the tokens of a padded batch stand in its packed form, for one direction (forwards) or two (and backwards).
 
     sizes: rows of each step; they never grow, and `total` is their sum.
@@ -94,7 +94,7 @@ class Packing:
 # Both maps only move rows, so the gradient of each is the other, and they can be differentiated any number of times.
 class _Pack(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, packing: Packing) -> Tensor:
+    def forward(ctx: Any, x: Tensor, packing: SentencePacking) -> Tensor:
         ctx.packing = packing
         return packing.gather(x)
 
@@ -107,7 +107,7 @@ class _Pack(torch.autograd.Function):
 
 class _Unpack(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, packing: Packing) -> Tensor:
+    def forward(ctx: Any, x: Tensor, packing: SentencePacking) -> Tensor:
         ctx.packing = packing
         return packing.scatter(x)
 
@@ -118,7 +118,7 @@ class _Unpack(torch.autograd.Function):
 
 class _PackOwn(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, packing: Packing) -> Tensor:
+    def forward(ctx: Any, x: Tensor, packing: SentencePacking) -> Tensor:
         ctx.packing = packing
         return packing.gather_own(x)
 

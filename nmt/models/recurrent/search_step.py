@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nmt.models.packing import Packing
+from nmt.models.hypothesis_rows import HypothesisRows
 from nmt.models.recurrent.arithmetic import Weight, compute_type, without_autocast
 
 if TYPE_CHECKING:
@@ -54,14 +54,14 @@ class SearchStep:
         return plain and all(cell.usable_kernel() for cell in decoder.cells)
 
     def __call__(
-        self, tokens: Tensor, embedded: Tensor | None, state: DecoderState, memory: Memory, packing: Packing
+        self, tokens: Tensor, embedded: Tensor | None, state: DecoderState, memory: Memory, rows: HypothesisRows
     ) -> tuple[Tensor, DecoderState, Tensor]:
         """See `RecurrentDecoder.step_rows`. Without a table, `embedded` [rows, e] are the tokens' embeddings."""
         *parts, context = state
         with without_autocast(tokens.device.type):
             top, new = self._stack(tokens, embedded, parts, context)
-        contexts, weights = self.decoder.attention.attend(packing.spread(top), memory)
-        context = packing.pick(contexts).to(top.dtype)
+        contexts, weights = self.decoder.attention.attend(rows.spread(top), memory)
+        context = rows.pick(contexts).to(top.dtype)
         if self.mix is None or self.decoder.mix is None:
             return top, (*new, context), weights
         with without_autocast(tokens.device.type):

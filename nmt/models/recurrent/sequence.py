@@ -9,14 +9,14 @@ from torch import Tensor
 
 from nmt.models.recurrent.arithmetic import Program, Weight, compute_type, run
 from nmt.models.recurrent.kernels import CellKernel
-from nmt.models.recurrent.packing import Packing
+from nmt.models.recurrent.packing import SentencePacking
 
 
 def read_sequence(
     kernel: type[CellKernel],
     state_parts: int,
     x: Tensor,
-    packing: Packing,
+    packing: SentencePacking,
     input_weight: Tensor,
     bias: Tensor,
     *parameters: Tensor,
@@ -36,7 +36,7 @@ class _SequenceProgram(Program):
         kernel: type[CellKernel],
         state_parts: int,
         x: Tensor,
-        packing: Packing,
+        packing: SentencePacking,
         input_weight: Tensor,
         bias: Tensor,
         parameters: Sequence[Tensor],

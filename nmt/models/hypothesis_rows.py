@@ -7,7 +7,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 
-class Packing(NamedTuple):
+class HypothesisRows(NamedTuple):
     """The hypotheses of a grid of `batch` sentences with `k` slots each that are at hand, one a row.
 
     Matrix products cost as much for a hypothesis that ended as for a live one, so a search leaves the former out of
