@@ -211,14 +211,25 @@ class Peak(Allocations):
         self.most = max(self.most, self.alive)
 
 
-def test_the_output_layer_holds_one_piece_of_logits_and_the_gradients() -> None:
-    """The softmax works in place, beside a block's worth of what it needs a row of."""
-    tokens = 2 * piecewise.PIECE_BYTES // (V * 4) - 10  # two pieces
-    hidden, weight, bias = (torch.zeros(shape, requires_grad=True) for shape in ((tokens, H), (V, H), (V,)))
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_output_layer_holds_one_piece_of_logits_and_the_gradients(
+    precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside these a block of the softmax; in bf16 also the operands and their gradients, half the size each."""
+    size, copies = (4, 1) if precision == "fp32" else (2, 2)
+    monkeypatch.setattr(piecewise, "PIECE_BYTES", 1 << 20)
+    monkeypatch.setattr(piecewise, "BLOCK", 1 << 14)
+    words = 1000
+    tokens = 2 * (1 << 20) // (words * size) - 10  # two pieces
+    hidden, weight, bias = (torch.zeros(shape, requires_grad=True) for shape in ((tokens, H), (words, H), (words,)))
+    targets = torch.zeros(tokens, dtype=torch.int64)
     with Peak() as seen:
-        training_loss(hidden, weight, bias, torch.zeros(tokens, dtype=torch.int64), 0.1).backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            loss = training_loss(hidden, weight, bias, targets, 0.1)
+        loss.backward()
     gradients = hidden.nbytes + weight.nbytes + bias.nbytes
-    assert seen.most <= tokens // 2 * V * 4 + gradients + piecewise.BLOCK * 4
+    assert seen.largest == tokens // 2 * words * size
+    assert seen.most <= seen.largest + copies * gradients + 4 * piecewise.BLOCK
 
 
 @each_model
