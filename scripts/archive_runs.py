@@ -62,10 +62,12 @@ def archive_run(store: RunStore, run_id: str, archive: RunStore) -> None:
 
 def main(argv: list[str]) -> int:
     """Archive the runs that the command line names."""
-    options = parse(ArchiveOptions, argv, verb="python scripts/archive_runs.py", summary="Copy runs in compact form.")
-    store = LocalRunStore(runs_directory(options.store))
-    archive = LocalRunStore(Path(options.to))
     try:
+        options = parse(
+            ArchiveOptions, argv, verb="python scripts/archive_runs.py", summary="Copy runs in compact form."
+        )
+        store = LocalRunStore(runs_directory(options.store))
+        archive = LocalRunStore(Path(options.to))
         for text in options.runs:
             run_id = store.resolve(text)
             archive_run(store, run_id, archive)

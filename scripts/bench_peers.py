@@ -24,6 +24,7 @@ from peers.prepare import Prepared, prepare_work, settings
 from peers.processes import Driver
 from peers.report import Comparison, changes, needed_key, ratio_table
 from peers.useful import UsefulWork
+from peers.work import Settings
 
 from nmt.arguments import option, parse
 from nmt.errors import UserError
@@ -81,7 +82,7 @@ def main(argv: list[str]) -> int:
         )
         if options.quick:
             options = _quick(options, argv)
-        _check(options)
+        _check(options, words)
         base = Path(options.environments) if options.environments else default_directory()
         pythons = {peer: environment(peer, base.resolve()) for peer in options.peers}
         if options.action == "install":
@@ -110,7 +111,10 @@ def _quick(options: PeersOptions, argv: list[str]) -> PeersOptions:
     return dataclasses.replace(options, **{key: value for key, value in short.items() if key not in given})  # type: ignore[arg-type]
 
 
-def _check(options: PeersOptions) -> None:
+def _check(options: PeersOptions, words: list[str]) -> None:
+    """Refuse what cannot work before anything is installed."""
+    from nmt.config import compose
+
     for peer in options.peers:
         if peer not in PEERS:
             raise UserError(f"unknown peer '{peer}'", where="peers", allowed=list(PEERS))
@@ -121,6 +125,11 @@ def _check(options: PeersOptions) -> None:
     for shape in options.shapes:
         if int(shape) % 2:
             raise UserError(f"{shape} units cannot be halved between two directions", where="shapes")
+        compose(_settings(options, int(shape), words).overrides)
+
+
+def _settings(options: PeersOptions, units: int, words: list[str]) -> Settings:
+    return settings(units, tied=options.tied, max_length=options.max_length, seed=options.seed, words=words)
 
 
 def _compare_all(options: PeersOptions, words: list[str], pythons: dict[str, Path]) -> list[Comparison]:
@@ -129,8 +138,7 @@ def _compare_all(options: PeersOptions, words: list[str], pythons: dict[str, Pat
     found = []
     with tempfile.TemporaryDirectory() as scratch:
         for units in map(int, options.shapes):
-            chosen = settings(units, tied=options.tied, max_length=options.max_length, seed=options.seed, words=words)
-            directory = Path(scratch) / str(units)
+            directory, chosen = Path(scratch) / str(units), _settings(options, units, words)
             prepared = prepare_work(directory, chosen, steps, Path(scratch) / "prepared", options.sentences)
             for threads in map(int, options.threads):
                 found.append(_compare(options, prepared, pythons, threads, states))

@@ -74,14 +74,14 @@ def _parameters(count: RowCount | None) -> str:
 
 def main(argv: list[str]) -> int:
     """Rewrite or check the page; returns the exit code."""
-    options = parse(
-        PublishedTablesOptions,
-        argv,
-        verb="python scripts/published_tables.py",
-        summary="Rewrite the generated tables of docs/published.md.",
-    )
-    page = Path(options.page)
     try:
+        options = parse(
+            PublishedTablesOptions,
+            argv,
+            verb="python scripts/published_tables.py",
+            summary="Rewrite the generated tables of docs/published.md.",
+        )
+        page = Path(options.page)
         before = page.read_text(encoding="utf-8")
         after = rewritten(before)
     except (OSError, UserError) as error:

@@ -137,3 +137,14 @@ def test_an_unreachable_tracking_store_does_not_stop_a_run(tmp_path: Path) -> No
     assert "nmt sync" in done.stderr
     assert "Traceback" not in done.stderr
     assert LocalRunStore(tmp_path).read_json(LocalRunStore(tmp_path).list_runs()[0], "result.json") is not None
+
+
+@pytest.mark.parametrize("script", sorted(path.name for path in (ROOT / "scripts").glob("*.py")))
+def test_a_misspelt_word_of_a_script_is_said_in_one_line(script: str, tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "scripts" / script), "mispelt=1"]
+    if script == "bench_peers.py":
+        command.append(f"environments={tmp_path / 'installed'}")
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert_one_line(done, "mispelt: unknown key")
+    assert done.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []  # nothing was installed first
