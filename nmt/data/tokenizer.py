@@ -13,7 +13,7 @@ import json
 import re
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,6 +26,7 @@ from nmt.errors import UserError
 FORMAT_VERSION = 1
 BPE_JOINER = "@@"
 SPACE = "▁"  # how SentencePiece writes a space
+_RESERVED = "▅"  # SentencePiece leaves out a line that holds it
 
 
 class Tokenizer(Protocol):
@@ -135,6 +136,7 @@ class SentencePieceTokenizer(_Saved):
     """SentencePiece (Kudo and Richardson 2018): BPE or unigram pieces learned from raw text, spaces included.
 
     The normaliser is switched off (cleaning has done its work) and every character of the training text gets a piece.
+    The library keeps all that it learns from in memory: of BPE, which looks at words only, it is given each word once.
     """
 
     def __init__(self, model: bytes, name: str):
@@ -151,12 +153,17 @@ class SentencePieceTokenizer(_Saved):
         """Train on `texts` until exactly `config.vocab_size` pieces are there, the specials included."""
         from sentencepiece import SentencePieceTrainer
 
-        model = io.BytesIO()
+        model, model_type = io.BytesIO(), config.name.removeprefix("sentencepiece_")
+        lines = texts()
+        form: dict[str, Any] = {}
+        if model_type == "bpe":
+            lines, form = _counted_words(lines), {"input_format": "tsv"}
         try:
             SentencePieceTrainer.train(
-                sentence_iterator=iter(texts()),
+                sentence_iterator=iter(lines),
+                **form,
                 model_writer=model,
-                model_type=config.name.removeprefix("sentencepiece_"),
+                model_type=model_type,
                 vocab_size=config.vocab_size,
                 unk_id=UNK,
                 bos_id=SOS,
@@ -217,6 +224,20 @@ class SentencePieceTokenizer(_Saved):
     def from_json(cls, data: dict[str, Any]) -> SentencePieceTokenizer:
         """The tokenizer that `to_json` described."""
         return cls(base64.b64decode(data["model"]), data["name"])
+
+
+def _counted_words(texts: Iterable[str]) -> Iterator[str]:
+    r"""Each word of the texts once, as SentencePiece reads counted ones: `word\tcount`.
+
+    Lines with signs that mean something to the library go to it whole.
+    """
+    words: Counter[str] = Counter()
+    for text in texts:
+        if SPACE in text or _RESERVED in text:
+            yield f"{text}\t1"
+        else:
+            words.update(text.split(" "))
+    yield from (f"{word}\t{count}" for word, count in words.items() if word)
 
 
 def _size_error(config: TokenizerConfig, message: str) -> UserError:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import random
 import shutil
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from nmt.config import RunConfig, compose
-from nmt.data.prepare import TOKENIZER_FILES, load_tokenizers, preparation_key, prepare
+from nmt.data import prepare as preparation
+from nmt.data import ragged
+from nmt.data.prepare import SIDES, SPLITS, TOKENIZER_FILES, load_tokenizers, preparation_key, prepare
 from nmt.errors import UserError
 
 TRAIN = [
@@ -150,6 +154,13 @@ def test_a_failed_preparation_leaves_nothing(corpus: Path, overrides: list[str],
     assert [path.name for path in Path(config.paths.runs, ".prepared").iterdir() if path.suffix != ".lock"] == []
 
 
+def test_only_what_is_read_again_is_kept(corpus: Path) -> None:
+    prepared = prepare(config_of(corpus))
+    names = {f"{split}.{side}.{part}.npy" for split in SPLITS for side in SIDES for part in ("tokens", "offsets")}
+    names |= {"prepared.json", "validation.text.json", "test.text.json", *TOKENIZER_FILES}
+    assert {path.name for path in prepared.directory.iterdir()} == names
+
+
 def test_only_empty_pairs(corpus: Path) -> None:
     (corpus / "train.source").write_text("\n" * 6)
     with pytest.raises(UserError, match=r"none of 6 training pairs is left after cleaning \(6 empty\)"):
@@ -170,6 +181,44 @@ def test_a_cache_that_cannot_be_written(corpus: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"prepared data cannot be written: .*paths\.cache"):
         prepare(config_of(corpus, f"paths.cache={tmp_path}/file/cache"))
+
+
+@pytest.mark.parametrize(
+    "tokenizer",
+    [
+        ["tokenizer=whitespace", "tokenizer.vocab_size=120"],
+        ["tokenizer=bpe32k", "tokenizer.merges=30", "tokenizer.vocab_size=200"],
+        ["tokenizer=spm_bpe_4k", "tokenizer.vocab_size=60", "tokenizer.dropout=0.1"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_memory_does_not_grow_with_the_corpus(
+    corpus: Path, tokenizer: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Peaks of n and of 4n sentences over the same words differ by less than a number a sentence.
+
+    SentencePiece's own memory, which is not seen here, is bounded by what it is given: see the tests of tokenizers.
+    """
+    monkeypatch.setattr(ragged, "_BLOCK", 2**8)  # as a large corpus sees them: many
+    monkeypatch.setattr(preparation, "_READ_AT_ONCE", 2**8)
+    config, draw = config_of(corpus, *tokenizer), random.Random(0)
+    types = ["".join(draw.choices("abcdefghij", k=draw.randint(2, 6))) for _ in range(100)]
+
+    def peak(sentences: int) -> int:
+        for side in ("source", "target"):
+            lines = (" ".join(draw.choices(types, k=12)) + "\n" for _ in range(sentences))
+            (corpus / f"train.{side}").write_text("".join(lines))
+        tracemalloc.start()
+        try:
+            prepared = prepare(config)
+            assert len(prepared.train) == sentences
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    peak(100)  # what is imported and made once
+    fewer, more = 250, 1000
+    assert peak(more) - peak(fewer) < 8 * (more - fewer)
 
 
 def test_the_default_data_is_prepared_whole() -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -136,6 +137,57 @@ def test_sentencepiece_keeps_cleaned_text_as_it_is() -> None:
     line = "½ ﬁne ２ x"
     tokenizer = trained(TokenizerConfig(name="sentencepiece_bpe", vocab_size=45), [*TEXT, line])
     assert tokenizer.decode(tokenizer.encode(line)) == line
+
+
+@given(
+    st.lists(
+        st.lists(
+            st.text("abcdé", min_size=1, max_size=4) | st.sampled_from(["▁", "x▁", "▁▁y", "▅", "a▅", "<s>", "\0"])
+        ),
+        max_size=20,
+    )
+)
+@settings(deadline=None, max_examples=40)
+def test_bpe_learns_of_counted_words_what_it_learns_of_lines(sentences: list[list[str]]) -> None:
+    """Among the words are some that the library treats apart."""
+    _check_against_whole_lines([*TEXT, *map(" ".join, sentences)], 45)
+
+
+def test_bpe_counts_spaces_that_are_written_as_signs() -> None:
+    """A sign for a space is stripped at the end of a line and counts inside: 8 of them here, 7 times the letter b."""
+    _check_against_whole_lines(["x▁ bbb b", "x▁ bb b"], 8)
+
+
+def _check_against_whole_lines(lines: list[str], size: int) -> None:
+    """Compare with the library itself, given the lines."""
+    from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
+
+    model = io.BytesIO()
+    SentencePieceTrainer.train(
+        sentence_iterator=iter(lines), model_writer=model, model_type="bpe", vocab_size=size, unk_id=UNK, bos_id=SOS,
+        eos_id=EOS, pad_id=-1, character_coverage=1.0, normalization_rule_name="identity", minloglevel=2,
+    )  # fmt: skip
+    expected = SentencePieceProcessor(model_proto=model.getvalue())
+    found = trained(TokenizerConfig(name="sentencepiece_bpe", vocab_size=size), lines)
+    assert [found.token(row) for row in range(size)] == [expected.id_to_piece(row) for row in range(size)]
+    assert all(found.encode(line) == expected.encode(line) for line in lines)
+
+
+def test_bpe_is_given_each_word_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library holds all that it is given, so that must not grow with the text."""
+    from sentencepiece import SentencePieceTrainer
+
+    given: list[str] = []
+    train = SentencePieceTrainer.train
+
+    def watched(sentence_iterator: Iterator[str], **options: object) -> None:
+        lines = list(sentence_iterator)
+        given.extend(lines)
+        train(sentence_iterator=iter(lines), **options)
+
+    monkeypatch.setattr(SentencePieceTrainer, "train", watched)
+    trained(KINDS["sentencepiece_bpe"], TEXT * 50)
+    assert sorted(line.split("\t")[0] for line in given) == sorted({word for line in TEXT for word in line.split()})
 
 
 def test_the_rarest_types_go_and_ties_are_broken_by_spelling() -> None:
