@@ -270,14 +270,16 @@ def _encode_training(
 
 def _write_split(directory: Path, name: str, pairs: Iterable[Sequence[list[int]]]) -> dict[str, int]:
     """Write both sides of a split, pair by pair; their numbers of tokens, and of unknown ones."""
-    counts = {f"{side}_{what}": 0 for side in SIDES for what in ("tokens", "unknown")}
+    unknown = [0, 0]
     with ExitStack() as stack:
         writers = [stack.enter_context(RaggedWriter(directory / f"{name}.{side}")) for side in SIDES]
         for pair in pairs:
-            for side, writer, sentence in zip(SIDES, writers, pair, strict=True):
-                writer.add(sentence)
-                counts[f"{side}_tokens"] += len(sentence)
-                counts[f"{side}_unknown"] += sentence.count(UNK)
+            for place, sentence in enumerate(pair):
+                writers[place].add(sentence)
+                unknown[place] += sentence.count(UNK)
+    counts: dict[str, int] = {}
+    for side, writer, unknown_tokens in zip(SIDES, writers, unknown, strict=True):
+        counts |= {f"{side}_tokens": writer.tokens, f"{side}_unknown": unknown_tokens}
     return counts
 
 

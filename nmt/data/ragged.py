@@ -85,18 +85,20 @@ class RaggedWriter:
     """Writes the files of a `Ragged` sentence by sentence; however many there are, memory holds a block of them.
 
     A context manager: the files are whole when it is left, and byte for byte those of `Ragged.save`.
+
+    tokens: how many were added so far.
     """
 
     def __init__(self, path: Path):
+        self.tokens = 0
         self._tokens, self._offsets = _Column(_part(path, "tokens"), "i"), _Column(_part(path, "offsets"), "q")
-        self._end = 0
         self._offsets.extend((0,))
 
     def add(self, sentence: Sequence[int]) -> None:
         """Append one sentence."""
-        self._end += len(sentence)
+        self.tokens += len(sentence)
         self._tokens.extend(sentence)
-        self._offsets.extend((self._end,))
+        self._offsets.extend((self.tokens,))
 
     def __enter__(self) -> RaggedWriter:
         return self

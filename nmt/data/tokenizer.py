@@ -277,8 +277,7 @@ class _VocabularyTokenizer(_Saved):
 
     def encode(self, text: str) -> list[int]:
         """See `Tokenizer`."""
-        number = self.vocabulary.number
-        return [number(token) for token in self.segment(text)]
+        return self.vocabulary.numbers(self.segment(text))
 
     def decode(self, ids: Sequence[int], instead: Sequence[str] | None = None) -> str:
         """See `Tokenizer`; an unused row reads as UNK does."""

@@ -50,6 +50,11 @@ class Vocabulary:
         """The row of `token`; UNK where it has none."""
         return self._numbers.get(token, UNK)
 
+    def numbers(self, tokens: Iterable[str]) -> list[int]:
+        """The rows of `tokens`, as `number` gives them one by one."""
+        row = self._numbers.get
+        return [row(token, UNK) for token in tokens]
+
     def token(self, number: int) -> str:
         """The token in row `number`."""
         if not 0 <= number < self.size:
