@@ -38,7 +38,7 @@ Parts:
   training   target tokens/s and achieved / floor of each shape and precision, by phase of a step
   memory     peak of a training step, each in a process of its own
   beam       sentences/s and peak memory of beam search
-  data       sampling and batching from 10^3 to 10^6 sentences; preparing a corpus
+  data       batches from corpora of 10^3 to 10^6 sentences, beside a training step; preparing such corpora
   startup    nmt --help, torch, the first step of a run, the overhead of a replicate
 """
 
