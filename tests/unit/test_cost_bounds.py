@@ -35,7 +35,6 @@ from nmt.profiling.phases import Given
 from nmt.profiling.synthetic import synthetic_data
 from nmt.training.workload import TranslationSlot, TranslationWorkload
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 each_model = pytest.mark.parametrize("name", MODELS)
 
 

@@ -27,7 +27,6 @@ from nmt.search import loop
 from nmt.search.rows import STABLE_ROWS
 from nmt.search.statistics import SearchStatistics
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 each_model = pytest.mark.parametrize("name", MODELS)
 
 S = 8  # positions of a source: a length class of `decode`

@@ -20,7 +20,6 @@ MODELS = {
     "lstm, additive": {"cell": "lstm", "attention": "additive", "bridge": "projection"},
     "gru, none_state": {"attention": "none_state", "bridge": "projection"},
 }
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize("kind", MODELS)

@@ -103,7 +103,6 @@ def test_asking_for_a_value_would_be_found_out() -> None:
 @pytest.mark.parametrize(
     "name", ["google", "standard", *others("greedy", "coverage", "constraints", "diverse", "sample")]
 )
-@pytest.mark.usefixtures("one_thread")
 def test_a_search_that_hardly_looks_finds_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a GPU every place of the beams is computed, and the host asks now and then whether sentences are done."""
     model, sentences = random_model(4), random_sentences(20)

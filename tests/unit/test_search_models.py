@@ -32,7 +32,6 @@ OPTIONS = {
     "sample": SearchConfig(method="sample", n_best=3, top_p=0.9, temperature=1.5),
     "sample, top k": SearchConfig(method="sample", n_best=2, top_k=10),
 }
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize("name", OPTIONS)

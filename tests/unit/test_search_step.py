@@ -17,7 +17,6 @@ from nmt.models.hypothesis_rows import HypothesisRows
 from nmt.models.seq2seq import beside
 from nmt.training.workload import precision_context
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 SOURCE = torch.tensor([[5, 9, 30, 2], [7, 2, 2, 2], [11, 12, 2, 2]])
 LENGTHS = torch.tensor([4, 2, 3])
 
