@@ -16,7 +16,7 @@ TINY = ["scale=smoke", "tracking=none", "threads=1", "data.options.train_size=60
 
 def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, *command], capture_output=True, text=True, env=os.environ | environment, timeout=120
+        [sys.executable, *command], capture_output=True, text=True, env=os.environ | environment, timeout=300
     )
 
 
