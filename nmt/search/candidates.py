@@ -111,22 +111,24 @@ def _turned(bits: Tensor) -> Tensor:
 def _survey(logits: Tensor, normalised: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Of each row the largest of each block, the largest, and the logarithm of the sum of exp(logit - the largest).
 
-    On a CPU a few rows at a time, while they are in its cache.
+    On a CPU a few rows at a time, while they are in the caches of its cores. All in float32.
     """
     rows, n = logits.shape
     step = rows
     if logits.device.type == "cpu":
-        step = max(1, CACHE_BYTES // (4 * n))
+        step = max(1, torch.get_num_threads() * CACHE_BYTES // (4 * n))
     scratch = torch.empty((min(step, rows), n), device=logits.device)
     parts = []
     for some in logits.split(step):
-        blocks = _block_maxima(some)
-        ends = blocks if n % BLOCK == 0 else torch.cat((blocks, some[:, blocks.shape[1] * BLOCK :]), dim=1)
-        highest = ends.amax(dim=1, keepdim=True).float()
+        room = scratch[: len(some)]
+        wide = some if some.dtype == torch.float32 else room.copy_(some)
+        blocks = _block_maxima(wide)
+        ends = blocks if n % BLOCK == 0 else torch.cat((blocks, wide[:, blocks.shape[1] * BLOCK :]), dim=1)
+        highest = ends.amax(dim=1, keepdim=True)
         if normalised:
             parts.append((blocks, highest, highest))
             continue
-        total = torch.sub(some, highest, out=scratch[: len(some)]).exp_().sum(dim=1, keepdim=True)
+        total = torch.sub(wide, highest, out=room).exp_().sum(dim=1, keepdim=True)
         parts.append((blocks, highest, total.log()))
     if len(parts) == 1:
         return parts[0]

@@ -12,7 +12,7 @@ from torch import Tensor
 from nmt.models.hypothesis_rows import HypothesisRows
 from nmt.search.candidates import candidates, in_grid, log_softmax
 from nmt.search.interface import RowModel
-from nmt.search.rows import take
+from nmt.search.rows import STABLE_ROWS, take
 
 # Rows whose logits a CPU makes at a time: enough for products at full speed, few enough that the logits stay in the
 # processor's cache, and as few whatever the batch.
@@ -45,7 +45,9 @@ class Predicted:
 
     def __init__(self, model: RowModel, outputs: Any, count: int, rows: HypothesisRows, at_a_time: int = PIECE_ROWS):
         self.model, self.outputs, self.count, self.rows = model, outputs, count, rows
-        self.pieces = -(-count // at_a_time)
+        self.bounds = [*range(0, count, at_a_time), count]
+        if len(self.bounds) > 2 and count - self.bounds[-2] < STABLE_ROWS:
+            self.bounds[-2] = count - STABLE_ROWS
 
     def candidates(self, count: int, finished: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """See `NextTokens`."""
@@ -59,9 +61,8 @@ class Predicted:
         return self.rows.spread(self._without_filling(whole))
 
     def _pieces(self) -> Iterator[Tensor]:
-        """Logits of some rows after others, in equal pieces: else the last might have fewer than `STABLE_ROWS`."""
-        bounds = [self.count * number // self.pieces for number in range(self.pieces + 1)]
-        for start, stop in pairwise(bounds):
+        """Logits of some rows after others: as many each time, for oneDNN compiles its products for every number."""
+        for start, stop in pairwise(self.bounds):
             yield self.model.logits(take(self.outputs, slice(start, stop)))
 
     def _without_filling(self, found: Tensor) -> Tensor:
