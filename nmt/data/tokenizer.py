@@ -156,7 +156,7 @@ class SentencePieceTokenizer(_Saved):
         model, model_type = io.BytesIO(), config.name.removeprefix("sentencepiece_")
         lines = texts()
         form: dict[str, Any] = {}
-        if model_type == "bpe":
+        if model_type == "bpe" and not any("\t" in line for line in texts()):  # cleaned text has none
             lines, form = _counted_words(lines), {"input_format": "tsv"}
         try:
             SentencePieceTrainer.train(

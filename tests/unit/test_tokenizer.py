@@ -158,6 +158,10 @@ def test_bpe_counts_spaces_that_are_written_as_signs() -> None:
     _check_against_whole_lines(["x▁ bbb b", "x▁ bb b"], 8)
 
 
+def test_text_with_tabs_is_learned_from_line_by_line() -> None:
+    _check_against_whole_lines(["a\tbb bb", "bb a\tb"], 9)
+
+
 def _check_against_whole_lines(lines: list[str], size: int) -> None:
     """Compare with the library itself, given the lines."""
     from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
