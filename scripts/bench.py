@@ -28,7 +28,8 @@ from nmt.errors import UserError
 
 FORMAT_VERSION = 1
 PARTS = ("floors", "training", "memory", "beam", "data", "startup")
-QUICK_SHAPES = ("recurrent_128", "recurrent_512", "transformer_256")
+QUICK_SHAPES = ("recurrent_128", "recurrent_512")
+ROUNDS, QUICK_ROUNDS = 5, 3
 
 _EXAMPLES = """
 Other key=value words are overrides of the configuration for every shape (model.encoder.cell.kind=lstm).
@@ -51,8 +52,8 @@ class BenchOptions:
     only: list[str] = option(list, "parts to measure; none: all", choices=PARTS)
     shapes: list[str] = option(list, "models to measure; none: all", choices=SHAPES)
     precisions: list[str] = option(list, "arithmetic to measure; none: both", choices=PRECISIONS)
-    threads: list[str] = option(list, "numbers of CPU threads to measure with; none: 1 and all cores")
-    rounds: int = option(5, "times that everything is measured; medians are printed", minimum=1)
+    threads: list[str] = option(list, "numbers of CPU threads to measure with; none: 1 and all cores (quick: all)")
+    rounds: int = option(0, "times that everything is measured; medians are printed (default: 5; quick: 3)", minimum=0)
     device: str = option("auto", "where to compute", choices=("auto", "cpu", "cuda"))
     data_dir: str = option("", "a Multi30k directory (scripts/fetch_corpus.py); empty: synthetic", key="data.dir")
     json: str = option("bench.json", "file that everything is written to")
@@ -112,7 +113,8 @@ def _settings(options: BenchOptions, overrides: Sequence[str]) -> Settings:
     from nmt.environment import available_cores
 
     try:
-        threads = tuple(int(word) for word in options.threads) or tuple(dict.fromkeys((1, available_cores())))
+        default = (available_cores(),) if options.quick else tuple(dict.fromkeys((1, available_cores())))
+        threads = tuple(int(word) for word in options.threads) or default
     except ValueError:
         raise UserError(f"{','.join(options.threads)} are no numbers", where="threads", hint="threads=1,2") from None
     if min(threads) < 1:
@@ -121,7 +123,7 @@ def _settings(options: BenchOptions, overrides: Sequence[str]) -> Settings:
     return Settings(
         device=device,
         threads=threads if device == "cpu" else threads[-1:],
-        rounds=options.rounds,
+        rounds=options.rounds or (QUICK_ROUNDS if options.quick else ROUNDS),
         quick=options.quick,
         shapes=tuple(options.shapes) or (QUICK_SHAPES if options.quick else SHAPES),
         precisions=tuple(options.precisions) or PRECISIONS,

@@ -19,7 +19,7 @@ from bench.settings import Settings
 from bench.tables import Part, mega, table
 
 BEAMS, QUICK_BEAMS = (1, 5, 10, 25), (1, 10)
-SENTENCES, QUICK_SENTENCES = 192, 64
+SENTENCES, QUICK_SENTENCES = 192, 32
 NEVER = -1e4  # the bias of EOS
 
 

@@ -18,7 +18,7 @@ def memory_jobs(settings: Settings) -> list[Job]:
     return [
         Job(f"memory {shape} {precision}", measure_memory, (settings, shape, precision))
         for shape in settings.shapes
-        for precision in settings.precisions
+        for precision in settings.precisions[: 1 if settings.quick else None]
     ]
 
 
