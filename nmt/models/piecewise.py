@@ -16,6 +16,7 @@ from torch import Tensor
 
 from nmt.models.layers import ordered_sum
 from nmt.models.plain import refuse_second_derivatives
+from nmt.models.recurrent.arithmetic import compute_type
 
 # Of a piece's logits. Large enough that products run at full speed; and glibc keeps buffers below 32 MiB for the next
 # caller, while larger ones come from the kernel page by page, which costs more than the arithmetic on them.
@@ -95,10 +96,7 @@ class _Layer:
     """
 
     def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor):
-        device, product_type = hidden.device.type, weight.dtype
-        autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-        if autocast and product_type != torch.float64:
-            product_type = torch.get_autocast_dtype(device)
+        product_type = compute_type(weight)
         self.hidden, self.weight = hidden.detach().to(product_type), weight.detach().to(product_type)
         self.bias = bias.detach().to(_at_least_float32(product_type))
         self.tokens, self.vocabulary = len(hidden), len(bias)
