@@ -53,7 +53,7 @@ class BenchOptions:
     shapes: list[str] = option(list, "models to measure; none: all", choices=SHAPES)
     precisions: list[str] = option(list, "arithmetic to measure; none: both", choices=PRECISIONS)
     threads: list[str] = option(list, "numbers of CPU threads to measure with; none: 1 and all cores (quick: all)")
-    rounds: int = option(0, "times that everything is measured; medians are printed (default: 5; quick: 3)", minimum=0)
+    rounds: int | None = option(None, "times that everything is measured; unset: 5, and quick 3", minimum=1)
     device: str = option("auto", "where to compute", choices=("auto", "cpu", "cuda"))
     data_dir: str = option("", "a Multi30k directory (scripts/fetch_corpus.py); empty: synthetic", key="data.dir")
     json: str = option("bench.json", "file that everything is written to")
