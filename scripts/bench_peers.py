@@ -150,14 +150,12 @@ def _compare(
 ) -> Comparison:
     """One shape with one number of threads."""
     work = prepared.work
+    programs = {PEERS[peer].name: (python, PEERS[peer].module) for peer, python in pythons.items()}
+    programs[OURS] = (Path(sys.executable), "peers.ours")
     with ExitStack() as stack:
 
         def start(arm: str, precision: str, role: str = "timed") -> Driver:
-            system = arm.removesuffix(BF16)
-            python, module = Path(sys.executable), "peers.ours"
-            if system != OURS:
-                peer = next(peer for peer in options.peers if PEERS[peer].name == system)
-                python, module = pythons[peer], PEERS[peer].module
+            python, module = programs[arm.removesuffix(BF16)]
             log = work.directory / f"{arm}, {role}.log"
             driver = Driver(arm, python, module, work.directory, threads, precision, log)
             stack.callback(driver.close)

@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from bench.machine import Spread
+from bench.tables import table
+
 from peers.install import PEERS
 from peers.measure import CHUNK, OURS, Decoding, DecodingRounds, TrainingRounds, clock
 
@@ -116,7 +119,7 @@ class Comparison:
             cells = [name, _spread(speeds), f"{by_processor:,.0f}", achieved]
             rows.append([*cells, *(f"{number / 2**20:,.0f}" for number in memory)])
         head = ["system", "target tokens/s (spread)", "by processor time", "achieved ÷ floor"]
-        return f"{title}\n\n{_table([*head, 'memory over imports', 'over the built model', 'in all'], rows)}"
+        return f"{title}\n\n{table([*head, 'memory over imports', 'over the built model', 'in all'], rows)}"
 
     def _loss_table(self) -> str:
         chunks = max((len(curve) for curve in self.curves.values()), default=0)
@@ -126,14 +129,14 @@ class Comparison:
             [name, *(f"{self.curves[name][count - 1]:.3f}" for count in shown), f"{arm.loss:.3f}"]
             for name, arm in self.training.arms.items()
         ]
-        return f"Losses of the same steps, nats a target token, means of {CHUNK} steps.\n\n{_table(head, rows)}"
+        return f"Losses of the same steps, nats a target token, means of {CHUNK} steps.\n\n{table(head, rows)}"
 
     def _model_table(self) -> str:
         rows = [
             [name, f"{sum(about['parameters'].values()):,}", _counts(about["parameters"])]
             for name, about in self.about.items()
         ]
-        return f"{_table(['system', 'parameters', 'of these'], rows)}\n\n{_PARAMETERS_NOTE}"
+        return f"{table(['system', 'parameters', 'of these'], rows)}\n\n{_PARAMETERS_NOTE}"
 
     def _decoding_table(self, rounds: DecodingRounds) -> str:
         title = f"Beam {rounds.beam}: products at {_spread(rounds.rates, 1e9)} GFLOP/s, load at most {rounds.load:.1f}."
@@ -142,7 +145,7 @@ class Comparison:
         ]
         head = ["system", "a search ends when", "batch", "sentences/s (spread)", "by processor time"]
         head += ["achieved ÷ floor", "µs a needed step", "rows ÷ needed", "tokens a sentence", "BLEU (lc)"]
-        parts = [title, _table([*head, "memory, MiB"], rows)]
+        parts = [title, table([*head, "memory, MiB"], rows)]
         scores = [
             self.bleu[needed_key(rounds.beam, name, arm.rule)] for name, found in rounds.arms.items() for arm in found
         ]
@@ -180,7 +183,7 @@ def ratio_table(ratios: Ratios) -> str:
         [key, *(f"{each[column]:.2f}" if column in each else "" for column in columns)] for key, each in ratios.items()
     ]
     head = ["speed of ours / the peer's", "wall time", "processor time"]
-    return _table([*head, "wall, by needed step", "processor, by needed step", "memory, ours / the peer's"], rows)
+    return table([*head, "wall, by needed step", "processor, by needed step", "memory, ours / the peer's"], rows)
 
 
 def changes(peers: Sequence[str]) -> str:
@@ -206,14 +209,8 @@ def _trial_growth(arm: Decoding) -> int:
 
 
 def _spread(numbers: Sequence[float], unit: float = 1.0, digits: int = 0) -> str:
-    low, middle, high = (f(numbers) / unit for f in (min, statistics.median, max))
-    return f"{middle:,.{digits}f} ({low:,.{digits}f} to {high:,.{digits}f})"
+    return Spread.of([number / unit for number in numbers]).shown(f"{{:,.{digits}f}}".format)
 
 
 def _counts(parameters: dict[str, int]) -> str:
     return ", ".join(f"{module} {count:,}" for module, count in parameters.items())
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
