@@ -6,8 +6,10 @@ whatever the cut of a buffer into shards, as long as cuts fall on chunk borders.
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Protocol
 
 import torch
 
@@ -15,20 +17,27 @@ CHUNK = 1 << 15  # elements; also the size below which torch never splits a redu
 _ALIGNMENT = 16  # elements: every parameter starts on a cache line
 
 
+def flat_layout(shapes: Mapping[str, torch.Size]) -> tuple[dict[str, tuple[int, torch.Size]], int]:
+    """Where parameters of these shapes lie in a flat buffer, one behind the other, and how many elements it has."""
+    layout, size = {}, 0
+    for name, shape in shapes.items():
+        layout[name] = (size, shape)
+        size += math.ceil(shape.numel() / _ALIGNMENT) * _ALIGNMENT
+    return layout, size
+
+
 class FlatParameters:
-    """A model's parameters, and one gradient buffer, as views into flat fp32 tensors.
+    """A model's parameters, and a gradient buffer, as views into flat fp32 tensors.
 
     `values` [elements] holds the parameters in registration order; `gradient` [elements] receives what backward passes
-    add. A shared parameter appears once.
+    add, from the first `collect_into` on. A shared parameter appears once. `allocate` gives gradient buffers of so many
+    zeros, where they must lie in memory of a special kind.
     """
 
-    def __init__(self, model: torch.nn.Module):
-        self.layout: dict[str, tuple[int, torch.Size]] = {}
+    def __init__(self, model: torch.nn.Module, allocate: Callable[[int], torch.Tensor] | None = None):
+        self._allocate = allocate
         self._parameters = dict(model.named_parameters())
-        size = 0
-        for name, parameter in self._parameters.items():
-            self.layout[name] = (size, parameter.shape)
-            size += math.ceil(parameter.numel() / _ALIGNMENT) * _ALIGNMENT
+        self.layout, size = flat_layout({name: parameter.shape for name, parameter in self._parameters.items()})
         first = next(iter(self._parameters.values()))
         self.values = torch.zeros(size, dtype=torch.float32, device=first.device)
         for name, parameter in self._parameters.items():
@@ -36,7 +45,7 @@ class FlatParameters:
             view.copy_(parameter.detach())
             parameter.data = view
         self._spare: list[torch.Tensor] = []
-        self.gradient = self.new_buffer()
+        self.gradient: torch.Tensor
 
     def view(self, buffer: torch.Tensor, name: str) -> torch.Tensor:
         """The part of a flat buffer that belongs to a parameter, in its shape."""
@@ -49,17 +58,27 @@ class FlatParameters:
 
     def new_buffer(self) -> torch.Tensor:
         """A flat buffer of zeros of the parameters' layout."""
-        return self._spare.pop().zero_() if self._spare else torch.zeros_like(self.values)
+        with contextlib.suppress(IndexError):  # two threads may want the last one
+            return self._spare.pop().zero_()
+        return self._allocate(self.values.numel()) if self._allocate else torch.zeros_like(self.values)
 
     def release(self, buffer: torch.Tensor) -> None:
-        """Give a buffer back, to be used again by `new_buffer`."""
-        self._spare.append(buffer)
+        """Give a buffer back, to be used again by `new_buffer`; twice does no harm."""
+        if not any(spare is buffer for spare in self._spare):
+            self._spare.append(buffer)
 
     def collect_into(self, buffer: torch.Tensor) -> None:
         """Let backward passes add gradients into `buffer` from now on."""
         self.gradient = buffer
         for name, parameter in self._parameters.items():
             parameter.grad = self.view(buffer, name)
+
+
+class Pool(Protocol):
+    """Takes buffers back that are not needed any more."""
+
+    def release(self, buffer: torch.Tensor) -> None:
+        """Give a buffer back."""
 
 
 class PairwiseSum:
@@ -69,8 +88,8 @@ class PairwiseSum:
     what is left at the end is added from the right. At most log2(leaves) + 1 buffers are alive at a time.
     """
 
-    def __init__(self, flat: FlatParameters):
-        self._flat = flat
+    def __init__(self, pool: Pool):
+        self._pool = pool
         self._nodes: list[tuple[int, torch.Tensor]] = []
 
     def add(self, leaf: torch.Tensor) -> None:
@@ -88,9 +107,14 @@ class PairwiseSum:
             node = self._merge(self._nodes.pop()[1], node)
         return node
 
+    def discard(self) -> None:
+        """Give up what was added so far."""
+        while self._nodes:
+            self._pool.release(self._nodes.pop()[1])
+
     def _merge(self, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
         left.add_(right)
-        self._flat.release(right)
+        self._pool.release(right)
         return left
 
 

@@ -20,7 +20,10 @@ from distributed.arithmetic import (
     parameter_norms,
     square_sums,
 )
+from distributed.energy import EnergyOfHosts
 from distributed.optimizers import build_optimizer
+from distributed.process_meter import ProcessMeter
+from distributed.state import from_state, to_state
 from distributed.strategy import Probe, Slot, StepStats, Workload, WorkloadSpec
 
 
@@ -41,13 +44,15 @@ class _Totals:
 
 
 class SingleStrategy:
-    """The canonical step of `distributed.strategy`, slot after slot."""
+    """The canonical step of `distributed.strategy`, slot after slot. Options are of no concern to one process."""
 
-    exact = True
+    def __init__(self, options: Mapping[str, Any] | None = None):
+        self._last = 0
 
     def start(self, spec: WorkloadSpec) -> None:
         """Build the model and the optimizer's buffers."""
         self.workload: Workload = spec.build()
+        self._meter, self._energy = ProcessMeter(self.workload.device), EnergyOfHosts()
         self.model = self.workload.build_model()
         self.stages = self.workload.stages(self.model)
         self.flat = FlatParameters(self.model)
@@ -55,8 +60,9 @@ class SingleStrategy:
         self.moments = {slot: torch.zeros_like(self.flat.values) for slot in self.optimizer.slots}
         self.updates = 0
 
-    def step(self, index: int, rate_scale: float = 1.0, probe: bool = False) -> StepStats:
+    def step(self, index: int, rate_scale: float = 1.0, probe: bool = False, horizon: int | None = None) -> StepStats:
         """Run step `index`; an update whose loss or gradient norm is not finite is not applied."""
+        self._last = index
         workload, specification = self.workload, self.workload.optimizer
         tokens = workload.slot_tokens(index)
         totals = _Totals()
@@ -86,29 +92,36 @@ class SingleStrategy:
             probe=seen,
         )
 
+    def halt(self) -> int:
+        """The last step that was asked for: none is ever begun before."""
+        return self._last
+
     def synchronize(self) -> None:
         """Nothing is ever outstanding."""
 
     def state(self) -> dict[str, Any]:
         """Parameters and optimizer state by parameter name, on the CPU."""
-        return {
-            "parameters": self.flat.views(self.flat.values.detach().cpu().clone()),
-            "optimizer": {slot: self.flat.views(buffer.cpu().clone()) for slot, buffer in self.moments.items()},
-            "updates": self.updates,
-        }
+        return to_state(self.flat, self.flat.values, self.moments, self.updates)
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Restore what `state()` returned, bit for bit."""
-        self._load(self.flat.values, state["parameters"])
-        for slot, buffer in self.moments.items():
-            self._load(buffer, state["optimizer"][slot])
-        self.updates = int(state["updates"])
+        self.updates = from_state(state, self.flat, self.flat.values, self.moments)
 
     @contextmanager
     def evaluation_model(self) -> Iterator[torch.nn.Module]:
         """The model itself: it has no mode, since dropout is handed in."""
         with torch.inference_mode():
             yield self.model
+
+    def journals(self) -> Mapping[str, bytes]:
+        """None: a step tells all there is to tell."""
+        return {}
+
+    def report(self) -> Mapping[str, Any]:
+        """The energy of this host."""
+        said = self._meter.to_dict()
+        self._energy.add([("the run", said["host"], said["energy"])])
+        return {"energy": self._energy.to_dict()}
 
     def close(self) -> None:
         """Nothing to stop."""
@@ -144,8 +157,3 @@ class SingleStrategy:
             for values, part, *moments in chunks(self.flat.values, gradient, *self.moments.values()):
                 state = dict(zip(self.moments, moments, strict=True))
                 self.optimizer.apply(values, part, state, self.updates, rate)
-
-    def _load(self, buffer: torch.Tensor, named: Mapping[str, torch.Tensor]) -> None:
-        with torch.no_grad():
-            for name, view in self.flat.views(buffer).items():
-                view.copy_(named[name])

@@ -13,6 +13,16 @@ whole step). The gradient's norm is the square root of `math.fsum` over fp64 squ
 first as a whole, then parameter by parameter where the optimizer's specification says so. Exact
 strategies only assign slots to processes and exchange partial nodes of this tree, so their results carry the same bits
 as `single`.
+
+What a strategy is made of
+--------------------------
+A factory takes one mapping of plain data: every key of the configuration's section `distribution`, and beside them
+
+- `batch_per`: `step` or `push`, whether a worker of an asynchronous strategy computes a share of a step or all of it;
+- `run`: which run this is, `<train_id>/s<seed>`; processes of another are refused; `train_id` and `seed` alone, too;
+- `run_directory`: where the run's files lie, as text;
+- `attempt`: the number of the attempt that trains it;
+- `threads`: CPU threads of a process that computes.
 """
 
 from __future__ import annotations
@@ -22,6 +32,9 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
+
+from distributed.errors import DistributedError as DistributedError  # part of the interface: what strategies raise
+from distributed.errors import LinkError as LinkError
 
 if TYPE_CHECKING:
     import torch
@@ -67,10 +80,22 @@ class WorkloadSpec:
     factory: str
     arguments: Mapping[str, Any]
 
+    @property
+    def module(self) -> str:
+        """Where the factory stands."""
+        return self.factory.partition(":")[0]
+
     def build(self) -> Workload:
         """Import the factory and call it in this process."""
         workload: Workload = load(self.factory)(**self.arguments)
         return workload
+
+
+class StateLost(Exception):
+    """Nobody holds a part of the parameters any more, so that only a checkpoint can go on; the text says which part.
+
+    A strategy raises it from whatever method finds out, and is good for `close()` alone from then on.
+    """
 
 
 def load(target: str) -> Any:
@@ -133,13 +158,25 @@ class Slot(Protocol):
 class Stage(Protocol):
     """A part of the model that may live in another process than its neighbours.
 
-    Stages run in order; what one returns, the next receives. The last returns `{"loss": ...}`, the slot's sum of token
-    losses as a scalar tensor.
+    Stages run in order; what one returns, the next receives. So a stage hands on what later ones read, the tensors that
+    it was given among them as they are. The last returns `{"loss": ...}`, the slot's sum of token losses as a scalar
+    tensor.
     """
 
     @property
     def name(self) -> str:
         """A stable name, used in maps and reports."""
+
+    @property
+    def couples(self) -> str:
+        """Why it is not cut further, as a clause, for whoever is told what limits a pipeline; may be empty."""
+
+    def parameter_names(self) -> Sequence[str]:
+        """The parameters that a call may read, as the model's `named_parameters` name them, in that order.
+
+        A shared parameter stands at every stage that reads it. A call needs these and no others to be up to date, and
+        its backward pass adds to the gradients of no others.
+        """
 
     def __call__(self, slot: Any, carried: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Compute this stage's share for `slot`; `carried` is empty for the first stage."""
@@ -152,11 +189,15 @@ class Workload(Protocol):
     optimizer: OptimizerSpec
     device: str
 
-    def build_model(self) -> torch.nn.Module:
-        """The model on its device with its first parameters: the same bits in every process."""
+    def build_model(self, fine: bool = False) -> torch.nn.Module:
+        """The model on its device with its first parameters: the same bits in every process.
 
-    def stages(self, model: torch.nn.Module) -> Sequence[Stage]:
-        """The model's stages in order."""
+        With `fine` neighbouring rows of a matrix may be parameters of their own, so that `stages` finds more places to
+        cut. In a flat buffer (`distributed.arithmetic.FlatParameters`) all elements lie where they do otherwise.
+        """
+
+    def stages(self, model: torch.nn.Module, fine: bool = False) -> Sequence[Stage]:
+        """The model's stages in order: a few, or with `fine` all into which it can be cut without changing a bit."""
 
     def slot_tokens(self, index: int) -> Sequence[int]:
         """Target tokens of each slot of step `index`, known without building the batch (0 for an empty slot)."""
@@ -175,30 +216,64 @@ class Workload(Protocol):
 
 
 class Strategy(Protocol):
-    """Runs steps of a workload, in one process or many."""
+    """Runs steps of a workload, in one process or many.
+
+    Built by a factory from options (see the module's docstring). Steps are asked for in order, each once. Any method
+    may raise StateLost, and DistributedError for what a person can mend.
+    """
 
     def start(self, spec: WorkloadSpec) -> None:
         """Build the model and bring every process up."""
 
-    def step(self, index: int, rate_scale: float = 1.0, probe: bool = False) -> StepStats:
+    def step(self, index: int, rate_scale: float = 1.0, probe: bool = False, horizon: int | None = None) -> StepStats:
         """Run step `index` (counted from 1) and apply its update.
 
         `rate_scale` multiplies the scheduled learning rate: what a plateau schedule learned from validation. An update
         whose loss or gradient norm is not finite is not applied; the returned stats show it. With `probe` they carry a
         `Probe`; the step's bits are the same.
+
+        The steps from `index` + 1 to `horizon` will be asked for with the same `rate_scale` and without `probe`, and
+        nothing but steps and `halt` will be asked for before: a strategy may begin them early, and none beyond. None
+        is `index` itself. Behind a step whose update was not applied none is begun.
+        """
+
+    def halt(self) -> int:
+        """Begin no further step; returns the last one begun, which is at most the newest horizon.
+
+        The steps up to it have to be asked for before anything else is; then all is at rest, as it is at a horizon.
         """
 
     def synchronize(self) -> None:
         """Wait until every step that was asked for is applied everywhere."""
 
     def state(self) -> dict[str, Any]:
-        """Parameters and optimizer state by parameter name, on the CPU: the same form whatever the strategy."""
+        """Parameters and optimizer state by parameter name, on the CPU: the same form whatever the strategy.
+
+        Called at rest, as `load_state` and `evaluation_model` are. A strategy may add entries of its own.
+        """
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state()` returned, bit for bit."""
+        """Restore what `state()` returned, bit for bit; that of another strategy too."""
 
     def evaluation_model(self) -> AbstractContextManager[torch.nn.Module]:
         """The current model for decoding, in evaluation mode, complete in this process."""
+
+    def journals(self) -> Mapping[str, bytes]:
+        """What is to be appended to journals of the run since the last call, by file name; asked for at rest.
+
+        They tell of steps as they happened (an order of updates, times). Each belongs to the state that `state()`
+        returns at that moment: a resumed run cuts them back to the length that they had.
+        """
+
+    def report(self) -> Mapping[str, Any]:
+        """What happened so far beside the steps themselves, as plain data: bytes sent, shares of idle time, recoveries.
+
+        Numbers, and those in mappings one level below, go into the records of evaluations and are drawn as curves (so
+        let them be few); all of it goes into the run's result. Two entries have a meaning to the trainer:
+
+        energy: `joules` that all hosts have used since the start, None where not measurable; `reasons`, texts.
+        memory: `total_bytes` and, with GPUs, `device_bytes` of all processes together at their peak.
+        """
 
     def close(self) -> None:
         """Stop every process. Safe to call twice."""

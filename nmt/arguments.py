@@ -7,8 +7,9 @@
 
     options = parse(TranslateOptions, argv, verb="nmt translate", summary="Translate text with a trained run.")
 
-A field's type is one of str, int, float, bool and list[str], or one of these with `| None` for "not given". The usage
-text is made of the same fields, so it cannot disagree with what is accepted.
+A field's type is one of str, int, float, bool and list[str], or one of these with `| None` for "not given"; of type
+`tuple[str, ...]` it collects the values of a key that may stand several times. The usage text is made of the same
+fields, so it cannot disagree with what is accepted.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import sys
 import textwrap
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, TypeVar, overload
 
 from nmt.errors import UserError, did_you_mean
@@ -29,7 +30,14 @@ from nmt.errors import UserError, did_you_mean
 Options = TypeVar("Options")
 
 _HELP_WORDS = ("--help", "-h", "help")
-_TYPE_NAMES: dict[Any, str] = {str: "TEXT", int: "INT", float: "FLOAT", bool: "true|false", list[str]: "A,B,..."}
+_TYPE_NAMES: dict[Any, str] = {
+    str: "TEXT",
+    int: "INT",
+    float: "FLOAT",
+    bool: "true|false",
+    list[str]: "A,B,...",
+    tuple[str, ...]: "TEXT",
+}
 
 
 def option(default: Any, doc: str, *, key: str = "", choices: Sequence[str] = (), minimum: float | None = None) -> Any:
@@ -64,8 +72,9 @@ def parse(
 ) -> Options | tuple[Options, list[str]]:
     """The options that the words of `argv` give; of a key given twice the later word counts.
 
-    With `rest=True`, also the `key=value` words whose key is no option, untouched and in order: overrides for someone
-    else to check. `epilog` ends the usage text, line by line as it is (examples).
+    With `rest=True`, also the `key=value` words whose key is no option, untouched and in order: config overrides for
+    someone else to check, but for a key that is nearly an option and none of the configuration's. `epilog` ends the
+    usage text, line by line as it is (examples).
 
     Raises UserError for a word that is not `key=value`, an unknown key (with the nearest known ones) and a value of the
     wrong type or out of range. A help word (`--help`, `-h`) prints the usage on stdout and raises SystemExit(0).
@@ -83,16 +92,36 @@ def parse(
             hint = f"write {name}={text or '...'}, without dashes" if name in fields else f"see `{verb} --help`"
             raise UserError("is not of the form key=value", where=word, hint=hint)
         if not equals:
-            raise UserError("is not of the form key=value", where=word, hint=f"see `{verb} --help`")
+            first, (kind, _) = next(iter(fields.items()), ("", (bool, None)))
+            meant = f"write {first}={word}; " if kind in (str, list[str]) and key not in fields else ""
+            raise UserError("is not of the form key=value", where=word, hint=f"{meant}see `{verb} --help`")
         if key in fields:
-            values[fields[key][1].name] = _value(key, text, *fields[key])
+            kind, field = fields[key]
+            before = values.get(field.name, ()) if kind == tuple[str, ...] else None
+            values[field.name] = _value(key, text, kind, field) if before is None else (*before, text)
         elif rest:
+            _refuse_nearly_an_option(word, fields)
             others.append(word)
         else:
             hint = did_you_mean(key, fields) or f"see `{verb} --help`"
             raise UserError("unknown key", where=key, allowed=sorted(fields), hint=hint)
     options = cls(**values)
     return (options, others) if rest else options
+
+
+def _refuse_nearly_an_option(word: str, options: Iterable[str]) -> None:
+    """Raise UserError for a misspelt option: whoever checks overrides would name keys of the configuration alone."""
+    key = word.partition("=")[0]
+    if not did_you_mean(key, options):
+        return
+    from nmt.config.compose import groups, known_keys, refuse_unknown_keys
+
+    try:
+        refuse_unknown_keys([word])
+    except UserError as error:
+        if error.what == "unknown key":
+            hint = did_you_mean(key, [*options, *groups(), *known_keys()])
+            raise UserError(error.what, where=key, hint=hint) from None
 
 
 def names(cls: type[Any]) -> list[str]:
@@ -180,7 +209,16 @@ def _form(name: str, kind: Any, field: dataclasses.Field[Any]) -> str:
 
 
 def _default_note(field: dataclasses.Field[Any]) -> str:
-    if field.default in (None, "", dataclasses.MISSING):
+    if field.default in (None, "", (), dataclasses.MISSING):
         return ""
     default = str(field.default).lower() if isinstance(field.default, bool) else field.default
     return f" (default: {default})"
+
+
+def exit_code(command: Callable[[Sequence[str]], int], words: Sequence[str]) -> int:
+    """What a command returns for these words; a user's mistake is one line on stderr and 2."""
+    try:
+        return command(words)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from nmt.arguments import exit_code
 from nmt.errors import UserError, did_you_mean
 
 VERBS = {
@@ -16,10 +17,24 @@ VERBS = {
     "score": ("nmt.score:main", "log-probabilities of given pairs of sentences under a trained run"),
     "average": ("nmt.average:main", "average the checkpoints of a run"),
     "sweep": ("sweeps.sweep:main", "train rows x replicates and print the table mean ± sd (max)"),
+    "report": ("sweeps.report:main", "write the report of a sweep as it stands: page, Markdown, CSV, LaTeX"),
+    "claims": ("sweeps.claims.command:main", "the paper's claims: held, reversed, undecided or not run"),
+    "reproduce": ("sweeps.claims.reproduce:main", "run what a table of the paper lacks, report it, judge its claims"),
+    "compare": ("sweeps.compare:main", "is a better than b: two questions, tested and kept apart"),
+    "power": ("sweeps.power:main", "how many replicates it takes to see a difference"),
+    "status": ("sweeps.status:main", "show sweeps and runs: states, steps, heartbeats, errors"),
+    "analyse": ("sweeps.analysis.command:main", "systems side by side, by sentence length and word frequency"),
+    "import": ("sweeps.imported.command:main", "put another system's outputs into our tables and tests"),
+    "pack": ("sweeps.packs.pack:main", "put the evidence behind a table into one file to publish"),
+    "verify": ("sweeps.packs.verify:main", "recompute a published table from its pack, without training"),
+    "rerun": ("nmt.rerun:main", "train a run once more from its own directory, and compare the bits"),
+    "why": ("nmt.why:main", "explain why two runs differ"),
+    "variance": ("sweeps.variance:main", "which source of randomness makes replicates differ, and by how much"),
     "vocabulary": ("nmt.vocabulary:main", "make a vocabulary file of text, or describe a corpus's vocabulary"),
     "profile": ("nmt.profile:main", "what a configuration costs: parameters, operations, memory, time by phase"),
-    "sync": ("sweeps.sync:main", "rebuild MLflow's view from the run directories"),
-    "ui": ("sweeps.ui:main", "browse runs and sweeps in MLflow"),
+    "sync": ("sweeps.tracking.sync:main", "rebuild MLflow's view from the run directories"),
+    "ui": ("sweeps.tracking.ui:main", "browse runs and sweeps in MLflow"),
+    "completion": ("nmt.completion:main", "print the script by which a shell completes all this on TAB"),
 }
 OURS = ("nmt", "distributed", "sweeps")
 
@@ -36,11 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"nmt {nmt.__version__}")
         return 0
     try:
-        check_packages()
-        return _call(words[0], words[1:])
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return exit_code(_call, words)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
@@ -65,12 +76,14 @@ def check_packages() -> None:
             )
 
 
-def _call(verb: str, words: list[str]) -> int:
+def _call(words: Sequence[str]) -> int:
+    check_packages()
+    verb = words[0]
     if verb not in VERBS:
         raise UserError(f"unknown verb '{verb}'", allowed=list(VERBS), hint=did_you_mean(verb, VERBS))
     from distributed.strategy import load
 
-    return int(load(VERBS[verb][0])(words))
+    return int(load(VERBS[verb][0])(list(words[1:])))
 
 
 def _help() -> str:

@@ -77,6 +77,11 @@ def describe_code(root: Path = _ROOT) -> dict[str, Any]:
     return code
 
 
+def same_sources(commit: str, other: str, root: Path = _ROOT) -> bool:
+    """Whether two commits of this checkout have the same `SOURCES`; False where git cannot tell."""
+    return _git(root, "diff", "--quiet", commit, other, "--", *SOURCES) is not None
+
+
 def package_versions() -> dict[str, str | None]:
     """Installed versions of `PACKAGES` from their metadata (none is imported); None for one that is absent."""
     return {name: _version(name) for name in PACKAGES}

@@ -81,11 +81,9 @@ def evaluate_run(
 
     config = config or load_run_config(store.directory(run_id) / "config.yaml")
     config = replace(config, search=search or config.search, device=device or config.device)
-    result = store.read_json(run_id, "result.json")
-    if result is not None and not checkpoints:
-        kept = _kept(store, run_id, decode_id(result["best"]["checkpoint_digest"], config))
-        if kept is not None:
-            return kept
+    kept = None if checkpoints else kept_decoding(store, run_id, config)
+    if kept is not None:
+        return kept
 
     from nmt.data.prepare import prepare
     from nmt.evaluation.catalogue import DECODED, key
@@ -140,6 +138,14 @@ def evaluate_run(
     store.write_text(run_id, _name(identity, "txt"), "".join(f"{line}\n" for line in lines))
     store.write_json(run_id, _name(identity, "json"), record)  # last: it says that both are there
     return store.read_json(run_id, _name(identity, "json")) or record
+
+
+def kept_decoding(store: RunStore, run_id: str, config: RunConfig) -> dict[str, Any] | None:
+    """The record of decoding the test split with a run's best checkpoint as `config` says; None where there is none."""
+    from nmt.config import decode_id
+
+    result = store.read_json(run_id, "result.json")
+    return None if result is None else _kept(store, run_id, decode_id(result["best"]["checkpoint_digest"], config))
 
 
 def evaluate_files(hypotheses: str, references: str, language: str) -> dict[str, Any]:

@@ -1,9 +1,11 @@
-"""`nmt profile`: what a configuration costs in parameters, arithmetic, memory and time, before it is trained."""
+"""`nmt profile`: what a configuration costs in parameters, arithmetic, memory and time, before it is trained.
+
+With `run=`: what the processes of a trained run spent their time on.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from nmt.arguments import option, parse
 from nmt.errors import UserError
+from nmt.runs import locate_run
+from nmt.strict_json import strict_json
 
 if TYPE_CHECKING:
     from nmt.config.schema import RunConfig
@@ -21,17 +25,22 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 1
 LENGTH = 25  # tokens a side with EOS, where no corpus says how long sentences are
+_WITH_RUN = ("run", "steps", "out", "format", "paths.runs")
 
 _EXAMPLES = """
 Config overrides are those of `nmt train`: its groups and keys, from which the configuration is composed.
 Parameters, operations and activations follow from the configuration; times and memory are measured on the first steps
 of a training that is thrown away. Without the corpus, the former are shown and it is said what is left out.
 
+With run=, the timelines that the processes of a distributed run wrote down are drawn: timeline.png has a row a process,
+timeline.json is opened by https://ui.perfetto.dev. Idle is the time in which a process's main thread waits.
+
 Examples:
   nmt profile
   nmt profile experiment=t2_lstm scale=published
   nmt profile data=multi30k_en_de tokenizer=spm_bpe_4k steps=20 trace=step.json
   nmt profile format=json > profile.json
+  nmt profile run=3f2a91c07be4/s2 steps=10
 """
 
 
@@ -39,12 +48,14 @@ Examples:
 class ProfileOptions:
     """What `nmt profile` takes beside config overrides."""
 
-    steps: int = option(5, "training steps to measure; 0: none", minimum=0)
+    steps: int = option(5, "training steps to measure, 0: none; with run=, the last ones to draw, 0: all", minimum=0)
     warmup: int = option(2, "steps before them, not measured", minimum=1)
     source_length: int = option(0, "source tokens a sentence, EOS counted; 0: the corpus's mean, else 25", minimum=0)
     target_length: int = option(0, "target tokens a sentence, EOS counted; 0: likewise", minimum=0)
     trace: str = option("", "write one step's Chrome trace to this file (torch profiler; open it in Perfetto)")
     format: str = option("text", "how the profile is printed", choices=("text", "json"))
+    run: str = option("", "draw the timelines of this run: run id, a unique beginning of one, or a run directory")
+    out: str = option("", "with run=, the directory of timeline.png and timeline.json; unset: the run's")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,10 +131,14 @@ def main(argv: Sequence[str]) -> int:
         argv,
         verb="nmt profile",
         summary="What a configuration costs: parameters by module, operations for each token, memory, and the time of "
-        "each phase of a step.",
+        "each phase of a step. Or what the processes of a trained run spent their time on.",
         epilog=_EXAMPLES,
         rest=True,
     )
+    if options.run:
+        return _draw_run(options, overrides)
+    if options.out:
+        raise UserError("is where the timelines of a run go", where="out", hint="give run=...")
     from nmt.config import compose
 
     config = compose(overrides)
@@ -133,11 +148,28 @@ def main(argv: Sequence[str]) -> int:
     if options.trace and found.measured is None:
         raise UserError(f"there is no step to trace: {found.left_out}", where="trace")
     if options.format == "json":
-        print(json.dumps(found.to_dict(), indent=1))
+        print(strict_json(found.to_dict(), indent=1))
         return 0
     from nmt.profiling.report import report
 
     print(report(found))
+    return 0
+
+
+def _draw_run(options: ProfileOptions, overrides: Sequence[str]) -> int:
+    """Draw the timelines of a run; returns the exit code."""
+    runs = ""
+    for key, _, value in (word.partition("=") for word in overrides):
+        if key != "paths.runs":
+            raise UserError("is no option for a run that has been trained", where=key, allowed=_WITH_RUN)
+        runs = value
+    for name in ("warmup", "source_length", "target_length", "trace"):
+        if getattr(options, name) != getattr(ProfileOptions(), name):
+            raise UserError("is no option for a run that has been trained", where=name, allowed=_WITH_RUN)
+    from nmt.profiling.timelines import draw_timelines
+
+    drawn = draw_timelines(*locate_run(options.run, runs), steps=options.steps, out=options.out)
+    print(strict_json(drawn.to_dict(), indent=1) if options.format == "json" else drawn.report())
     return 0
 
 

@@ -10,12 +10,14 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from distributed.strategy import load as load  # offered here too: `sweeps` knows `distributed` through `nmt` only
 from nmt.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 _BUILT_IN: dict[str, dict[str, str]] = {
     "cell": {
@@ -72,8 +74,31 @@ _BUILT_IN: dict[str, dict[str, str]] = {
         "inverse_time": "nmt.training.schedule:inverse_time",
     },
     "optimizer": {"adam": "distributed.optimizers:Adam", "sgd": "distributed.optimizers:Sgd"},
-    "strategy": {"single": "distributed.single:SingleStrategy"},
-    "tracker": {"mlflow": "sweeps.tracking:open_for_run", "none": "nmt.training.tracker:open_nothing"},
+    "strategy": {
+        "ddp": "distributed.ddp.strategy:DdpStrategy",
+        "parameter_server": "distributed.parameter_server.strategy:ParameterServerStrategy",
+        "ring_allreduce": "distributed.ring.strategy:build",
+        "single": "distributed.single:SingleStrategy",
+    },
+    "bundles": {  # what a run of each strategy occupies
+        "ddp": "distributed.bundles:ddp",
+        "parameter_server": "distributed.bundles:parameter_server",
+        "ring_allreduce": "distributed.bundles:ring_allreduce",
+        "single": "distributed.bundles:one_process",
+    },
+    "checks": {  # what each strategy demands of its options
+        "ddp": "distributed.checks:ddp",
+        "parameter_server": "distributed.checks:parameter_server",
+        "ring_allreduce": "distributed.checks:ring_allreduce",
+        "single": "distributed.checks:single",
+    },
+    "numerics": {  # which of them count as another run
+        "ddp": "distributed.numerics:ddp",
+        "parameter_server": "distributed.numerics:parameter_server",
+        "ring_allreduce": "distributed.numerics:ring_allreduce",
+        "single": "distributed.numerics:single",
+    },
+    "tracker": {"mlflow": "sweeps.tracking.tracker:open_for_run", "none": "nmt.training.tracker:open_nothing"},
     "executor": {
         "inline": "sweeps.executors.inline:InlineExecutor",
         "ray_tune": "sweeps.executors.ray_tune:RayTuneExecutor",
@@ -84,6 +109,8 @@ _BUILT_IN: dict[str, dict[str, str]] = {
 @cache
 def _outside(kind: str) -> dict[str, EntryPoint]:
     """Components of installed packages; they add names, they never replace one of ours."""
+    from importlib.metadata import entry_points
+
     found: dict[str, EntryPoint] = {}
     for point in entry_points(group="nmt.components"):
         name = point.name.removeprefix(f"{kind}.")

@@ -1,55 +1,35 @@
-"""Run directories: the truth about every run. The only module that renames or locks files of a run.
+"""Run directories: the truth about every run. Whatever is published of a run goes through here.
 
 A run is `<root>/<train_id>/s<seed>/`. Files are written under a temporary name and renamed, so a reader sees a whole
-file or none; a process that trains holds `flock` on the directory's `lock` file, which its death releases.
+file or none. A process that trains holds the run (`nmt.leases`) and writes through a store that publishes nothing once
+another attempt has taken the run over.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import errno
-import fcntl
 import json
 import os
 import re
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import Any, Protocol
 
 from nmt.errors import UserError
+from nmt.lease_file import Lease, read_lease
+from nmt.lease_file import LeaseLostError as LeaseLostError
+from nmt.lease_file import RunBusyError as RunBusyError
+from nmt.leases import Attempt, is_held, outlives_holder, unheld
+from nmt.records import FORMAT_VERSION, read_record
+from nmt.records import check_format as check_format
+from nmt.run_status import RunStatus, is_status, status_of, status_without_file
 
-FORMAT_VERSION = 1
-STATES = ("queued", "running", "interrupted", "failed", "diverged", "finished")
+LEFTOVER_SECONDS = 3600.0  # so old, a temporary file of no attempt is a dead process's
 _RUN_ID = re.compile(r"[0-9a-f]{12}/s\d+")
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunStatus:
-    """Where a run stands.
-
-    `heartbeat` is the Unix time of the last sign of life in seconds; `attempts` counts starts; `error` is the last
-    failure in one line; `latest` holds the latest validation metrics by name.
-    """
-
-    state: str = "queued"
-    pid: int = 0
-    host: str = ""
-    heartbeat: float = 0.0
-    attempts: int = 0
-    error: str = ""
-    step: int = 0
-    max_steps: int = 0
-    tokens_per_second: float = 0.0
-    latest: dict[str, float] = field(default_factory=dict)
-    format_version: int = FORMAT_VERSION
-
-
-class RunBusyError(UserError):
-    """Another living process is training this run."""
 
 
 class RunStore(Protocol):
@@ -71,10 +51,16 @@ class RunStore(Protocol):
         """`write_text` of a JSON object; `format_version` is added."""
 
     def read_json(self, run_id: str, name: str) -> dict[str, Any] | None:
-        """The JSON object, or None where the file is absent. Raises UserError for a damaged or newer file."""
+        """The JSON object, or None where the file is absent or damaged. Raises UserError for a newer file.
+
+        A damaged file is set aside, with the reason, and named in the log: what it said can be found out again.
+        """
 
     def append_line(self, run_id: str, name: str, line: str) -> None:
-        """Append one line and hand it to the operating system."""
+        """Append one line, below whatever a killed process left torn, and hand it to the operating system."""
+
+    def append_bytes(self, run_id: str, name: str, data: bytes) -> None:
+        """Append to a file as it is, and hand it to the operating system."""
 
     def truncate(self, run_id: str, name: str, size: int) -> None:
         """Cut a file to its first `size` bytes."""
@@ -88,11 +74,20 @@ class RunStore(Protocol):
     def resolve(self, text: str) -> str:
         """The run id meant by an id, a unique prefix of one, or a path of a run directory."""
 
-    def claim(self, run_id: str) -> Any:
+    def claim(self, run_id: str) -> AbstractContextManager[HeldRunStore]:
         """A context that holds the run for this process. Raises RunBusyError where another process holds it."""
+
+    def unclaimed(self, run_id: str) -> AbstractContextManager[Lease | None]:
+        """A context in which nobody can claim the run. Raises RunBusyError where a living process holds it."""
 
     def is_claimed(self, run_id: str) -> bool:
         """Whether a living process holds the run."""
+
+    def outlives_holder(self, run_id: str) -> bool:
+        """Wait until it is known whether the process that holds the run lives; whether it does not."""
+
+    def check(self, run_id: str) -> None:
+        """Raise LeaseLostError where this process held the run and is known to have lost it. Costs nothing."""
 
     def status(self, run_id: str) -> RunStatus:
         """The run's status; a running one whose process is gone reads as interrupted."""
@@ -114,7 +109,7 @@ class LocalRunStore:
     def write_bytes(self, run_id: str, name: str, data: bytes, before_rename: Callable[[], None] | None = None) -> None:
         """Put a file atomically: readers see the old content or the new. Raises UserError where the disk refuses."""
         path = self.directory(run_id) / name
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        temporary = path.with_name(f".{path.name}.{self._writer()}.tmp")
         with _disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
@@ -124,7 +119,8 @@ class LocalRunStore:
                     os.fsync(file.fileno())
                 if before_rename:
                     before_rename()
-                temporary.replace(path)
+                with self._publication(run_id):
+                    temporary.replace(path)
             except BaseException:
                 temporary.unlink(missing_ok=True)
                 raise
@@ -139,34 +135,41 @@ class LocalRunStore:
         self.write_text(run_id, name, text + "\n")
 
     def read_json(self, run_id: str, name: str) -> dict[str, Any] | None:
-        """The JSON object, or None where the file is absent. Raises UserError for a damaged or newer file."""
-        path = self.directory(run_id) / name
-        try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return None
-        except (ValueError, OSError) as error:
-            raise UserError(f"cannot be read ({error})", where=str(path), hint="remove it to start over") from error
-        check_format(data, path)
-        return dict(data)
+        """The JSON object, or None where the file is absent or damaged. Raises UserError for a newer file.
+
+        A damaged file is set aside, with the reason, and named in the log: what it said can be found out again.
+        """
+        return read_record(self.directory(run_id), name)
 
     def append_line(self, run_id: str, name: str, line: str) -> None:
-        """Append one line and hand it to the operating system."""
+        """Append one line, below whatever a killed process left torn, and hand it to the operating system."""
         path = self.directory(run_id) / name
         with _disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("a", encoding="utf-8") as file:
-                file.write(line + "\n")
+            with self._publication(run_id), path.open("ab+") as file:
+                size = file.seek(0, os.SEEK_END)
+                torn = size > 0 and os.pread(file.fileno(), 1, size - 1) != b"\n"
+                file.write(b"\n" * torn + line.encode() + b"\n")
+
+    def append_bytes(self, run_id: str, name: str, data: bytes) -> None:
+        """Append to a file as it is, and hand it to the operating system."""
+        path = self.directory(run_id) / name
+        with _disk_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with self._publication(run_id), path.open("ab") as file:
+                file.write(data)
 
     def truncate(self, run_id: str, name: str, size: int) -> None:
         """Cut a file to its first `size` bytes."""
         path = self.directory(run_id) / name
         if path.exists():
-            os.truncate(path, size)
+            with self._publication(run_id):
+                os.truncate(path, size)
 
     def delete(self, run_id: str, name: str) -> None:
         """Remove a file if it is there."""
-        (self.directory(run_id) / name).unlink(missing_ok=True)
+        with self._publication(run_id):
+            (self.directory(run_id) / name).unlink(missing_ok=True)
 
     def list_runs(self) -> list[str]:
         """Every run id in the store, sorted by configuration and seed number."""
@@ -198,50 +201,96 @@ class LocalRunStore:
         )
 
     @contextmanager
-    def claim(self, run_id: str) -> Iterator[None]:
-        """Hold the run for this process. Raises RunBusyError where another process holds it."""
-        path = self.directory(run_id) / "lock"
-        with _disk_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            lock = path.open("a")
-        with lock:
-            if not _lock_patiently(lock):
-                status = self.status(run_id)
-                raise RunBusyError(
-                    f"process {status.pid} on {status.host} is training this run",
-                    where=run_id,
-                    hint="wait for it, or stop it; the same command then resumes",
-                )
-            for leftover in path.parent.rglob(".*.tmp"):  # what a killed process was writing
-                leftover.unlink(missing_ok=True)
-            yield
+    def claim(self, run_id: str) -> Iterator[HeldRunStore]:
+        """Hold the run for this process; yields the store to write it through.
+
+        Raises RunBusyError where another process holds it.
+        """
+        directory = self.directory(run_id)
+        with _disk_errors(directory):
+            attempt = Attempt.take(directory, after=self.status(run_id).attempts)
+        try:
+            for leftover in directory.rglob(".*.tmp"):  # what a killed process was writing
+                _remove_leftover(leftover)
+            yield HeldRunStore(self.root, run_id, attempt)
+        finally:
+            attempt.release()
+
+    @contextmanager
+    def unclaimed(self, run_id: str) -> Iterator[Lease | None]:
+        """Keep everyone from claiming the run, for what a bystander has to put down about it.
+
+        Yields the newest attempt where it died without a word, else None; afterwards it counts as over. Raises
+        RunBusyError where a living process holds the run.
+        """
+        with unheld(self.directory(run_id)) as dead:
+            yield dead
 
     def is_claimed(self, run_id: str) -> bool:
-        """Whether a living process of this host holds the run."""
-        try:
-            with (self.directory(run_id) / "lock").open("r") as lock:
-                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except FileNotFoundError:
-            return False
-        except BlockingIOError:
-            return True
-        return False
+        """Whether a process holds the run that lives on this host, or elsewhere with a lease that has not expired."""
+        return is_held(self.directory(run_id))
+
+    def outlives_holder(self, run_id: str) -> bool:
+        """Wait until it is known whether the process that holds the run lives; whether it does not.
+
+        At once on this host; for another machine's process until its next sign of life, or until its lease expires.
+        """
+        return outlives_holder(self.directory(run_id))
+
+    def check(self, run_id: str) -> None:
+        """Do nothing: this store holds no run."""
 
     def status(self, run_id: str) -> RunStatus:
-        """The run's status; a running one whose process is gone reads as interrupted."""
-        data = self.read_json(run_id, "status.json")
+        """The run's status; a running one whose process is gone reads as interrupted.
+
+        Without a readable status.json it is what the other files tell.
+        """
+        directory = self.directory(run_id)
+        data = read_record(directory, "status.json", sound=is_status)
         if data is None:
-            return RunStatus()
-        known = {field.name for field in dataclasses.fields(RunStatus)}
-        status = RunStatus(**{name: value for name, value in data.items() if name in known})
-        if status.state == "running" and not self.is_claimed(run_id):
-            return dataclasses.replace(status, state="interrupted")
-        return status
+            return status_without_file(directory)
+        status = status_of(data)
+        if status.state != "running":
+            return status
+        lease = read_lease(directory)
+        heartbeat = max(status.heartbeat, lease.heartbeat if lease else 0.0)
+        state = "running" if is_held(directory) else "interrupted"
+        return dataclasses.replace(status, state=state, heartbeat=heartbeat)
 
     def set_status(self, run_id: str, status: RunStatus) -> None:
         """Record the status, with this process, host and time as its sign of life."""
         alive = dataclasses.replace(status, pid=os.getpid(), host=socket.gethostname(), heartbeat=time.time())
         self.write_json(run_id, "status.json", dataclasses.asdict(alive))
+
+    def _writer(self) -> str:
+        """Marks the temporary files of this process."""
+        return f"{socket.gethostname()}-{os.getpid()}"
+
+    def _publication(self, run_id: str) -> AbstractContextManager[None]:
+        """What encloses the moment in which something of a run becomes visible."""
+        return nullcontext()
+
+
+class HeldRunStore(LocalRunStore):
+    """The store in the hands of the process that holds a run: what it writes to that run is its attempt's.
+
+    Every write raises LeaseLostError, and changes nothing, once another attempt has taken the run over.
+    """
+
+    def __init__(self, root: Path, run_id: str, attempt: Attempt):
+        super().__init__(root)
+        self.run_id, self.attempt = run_id, attempt
+
+    def check(self, run_id: str) -> None:
+        """Raise LeaseLostError where it is known that another attempt has taken the run over."""
+        if run_id == self.run_id:
+            self.attempt.check()
+
+    def _writer(self) -> str:
+        return f"attempt{self.attempt.number}"
+
+    def _publication(self, run_id: str) -> AbstractContextManager[None]:
+        return self.attempt.publication() if run_id == self.run_id else nullcontext()
 
 
 def runs_directory(text: str = "") -> Path:
@@ -261,29 +310,11 @@ def locate_run(text: str, runs: str = "") -> tuple[RunStore, str]:
     return store, store.resolve(text)
 
 
-def _lock_patiently(lock: IO[str], attempts: int = 25) -> bool:
-    # A reader that asks `is_claimed` holds a shared lock for microseconds: only a lock that stays is a claim.
-    for _ in range(attempts):
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            time.sleep(0.01)
-        else:
-            return True
-    return False
-
-
-def check_format(data: Any, path: Path) -> None:
-    """Refuse data that a newer version wrote."""
-    version = data.get("format_version", FORMAT_VERSION) if isinstance(data, dict) else None
-    if version is None:
-        raise UserError("does not hold a JSON object", where=str(path), hint="remove it to start over")
-    if not isinstance(version, int) or version > FORMAT_VERSION:
-        raise UserError(
-            f"was written in format {version}, and this version reads up to {FORMAT_VERSION}",
-            where=str(path),
-            hint="update this package, or choose another paths.runs",
-        )
+def _remove_leftover(path: Path) -> None:
+    """Remove a temporary file of an earlier attempt, or of any other process that has long been dead."""
+    with suppress(FileNotFoundError):
+        if ".attempt" in path.name or time.time() - path.stat().st_mtime > LEFTOVER_SECONDS:
+            path.unlink()
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import sys
 from collections.abc import Iterator, Sequence
@@ -16,6 +15,7 @@ from nmt.data.streams import CHUNK_BATCHES, STREAM, lines, reading, writing
 from nmt.data.vocabulary import EOS, UNK
 from nmt.errors import UserError
 from nmt.evaluate import COMBINATIONS, DEVICES, placed
+from nmt.strict_json import strict_json
 
 if TYPE_CHECKING:
     from nmt.evaluation.decode import PairScore
@@ -154,4 +154,4 @@ def _output(loaded: LoadedModel, score: PairScore, tokens: Sequence[int], as_jso
         "tokens": names,
         "log_probs": [round(value, 6) for value in score.tokens],
     }
-    return json.dumps(record, ensure_ascii=False) + "\n"
+    return strict_json(record) + "\n"

@@ -2,30 +2,32 @@
 
     python scripts/archive_runs.py runs=<train_id>/s1,<train_id>/s2 to=docs/results
 
-A compact run is its directory without checkpoints, tokenizers, lock and training lines: config.yaml, identity.json,
-env.json, status.json, result.json, the header and evaluation lines of metrics.jsonl, and decodes/ with the hypotheses.
-Names of hosts and directories, which are no part of a run's identity, are left out. An interrupted run is copied as far
-as it went, without result.json.
+A compact run is its directory without checkpoints, tokenizers, locks and training lines: config.yaml, identity.json,
+env.json, status.json, result.json, header, evaluation and probe lines of metrics.jsonl, events.jsonl, and decodes/
+with the hypotheses. Names of hosts and directories, which are no part of a run's identity, are left out. An
+interrupted run is copied as far as it went, without result.json.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import yaml
 
-from nmt.arguments import option, parse
+from nmt.arguments import exit_code, option, parse
 from nmt.config import load_run_config, to_dict
 from nmt.config.schema import PathsConfig
 from nmt.errors import UserError
+from nmt.events import EVENTS, read_events
+from nmt.records import MACHINES
 from nmt.runs import LocalRunStore, RunStore, runs_directory
 
 ARCHIVED = ("finished", "diverged", "interrupted")
 WHOLE = ("identity.json", "result.json")
-PLACES = ("host", "pid")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,29 +56,28 @@ def archive_run(store: RunStore, run_id: str, archive: RunStore) -> None:
     archive.write_text(run_id, "config.yaml", yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True))
     for name in ("env.json", "status.json"):
         record = store.read_json(run_id, name) or {}
-        archive.write_json(run_id, name, {key: value for key, value in record.items() if key not in PLACES})
+        archive.write_json(run_id, name, {key: value for key, value in record.items() if key not in MACHINES})
     lines = (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    kept = [line for line in lines if json.loads(line)["kind"] in ("header", "evaluation")]
+    kept = [line for line in lines if json.loads(line)["kind"] in ("header", "evaluation", "probe")]
     archive.write_text(run_id, "metrics.jsonl", "\n".join(kept) + "\n")
+    events = [
+        {key: value for key, value in event.items() if key not in MACHINES} for event in read_events(directory / EVENTS)
+    ]
+    if events:  # runs of earlier versions have none
+        archive.write_text(run_id, EVENTS, "".join(f"{json.dumps(event, ensure_ascii=False)}\n" for event in events))
 
 
-def main(argv: list[str]) -> int:
+def main(argv: Sequence[str]) -> int:
     """Archive the runs that the command line names."""
-    try:
-        options = parse(
-            ArchiveOptions, argv, verb="python scripts/archive_runs.py", summary="Copy runs in compact form."
-        )
-        store = LocalRunStore(runs_directory(options.store))
-        archive = LocalRunStore(Path(options.to))
-        for text in options.runs:
-            run_id = store.resolve(text)
-            archive_run(store, run_id, archive)
-            print(archive.directory(run_id))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    options = parse(ArchiveOptions, argv, verb="python scripts/archive_runs.py", summary="Copy runs in compact form.")
+    store = LocalRunStore(runs_directory(options.store))
+    archive = LocalRunStore(Path(options.to))
+    for text in options.runs:
+        run_id = store.resolve(text)
+        archive_run(store, run_id, archive)
+        print(archive.directory(run_id))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(exit_code(main, sys.argv[1:]))

@@ -23,7 +23,7 @@ from bench.children import Job, run_jobs
 from bench.settings import PRECISIONS, SHAPES, Settings
 from bench.tables import Part
 
-from nmt.arguments import option, parse
+from nmt.arguments import exit_code, option, parse
 from nmt.errors import UserError
 
 FORMAT_VERSION = 1
@@ -61,23 +61,19 @@ class BenchOptions:
 
 def main(argv: Sequence[str]) -> int:
     """Measure, print Markdown, write JSON; returns the exit code."""
+    options, overrides = parse(
+        BenchOptions,
+        argv,
+        verb="python scripts/bench.py",
+        summary="Speed and memory of training, decoding and data beside the floors of this machine.",
+        epilog=_EXAMPLES,
+        rest=True,
+    )
     try:
-        options, overrides = parse(
-            BenchOptions,
-            argv,
-            verb="python scripts/bench.py",
-            summary="Speed and memory of training, decoding and data beside the floors of this machine.",
-            epilog=_EXAMPLES,
-            rest=True,
-        )
         report = bench(options, overrides)
         Path(options.json).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     except OSError as error:
-        print(f"error: json={options.json}: cannot be written: {error.strerror}", file=sys.stderr)
-        return 2
+        raise UserError(f"cannot be written: {error.strerror}", where=f"json={options.json}") from error
     return 0
 
 
@@ -192,4 +188,4 @@ def _parts() -> dict[str, tuple[Callable[[Settings], list[Job]], Callable[[Setti
 _PARTS = _parts()
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(exit_code(main, sys.argv[1:]))

@@ -14,6 +14,7 @@ import json
 import os
 import sys
 import tempfile
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ from peers.report import Comparison, changes, needed_key, ratio_table
 from peers.useful import UsefulWork
 from peers.work import Settings
 
-from nmt.arguments import option, parse
+from nmt.arguments import exit_code, option, parse
 from nmt.errors import UserError
 
 TESTED = 200  # sentences of the test text that quick=true decodes
@@ -69,29 +70,25 @@ class PeersOptions:
     quick: bool = option(False, "the small shape, little training, 3 rounds, 200 sentences: minutes")
 
 
-def main(argv: list[str]) -> int:
+def main(argv: Sequence[str]) -> int:
     """Install, measure, print."""
-    try:
-        options, words = parse(
-            PeersOptions,
-            argv,
-            verb="python scripts/bench_peers.py",
-            summary="Training and decoding beside other toolkits on the same work.",
-            epilog="Figures go to stdout as Markdown, progress to stderr.",
-            rest=True,
-        )
-        if options.quick:
-            options = _quick(options, argv)
-        _check(options, words)
-        base = Path(options.environments) if options.environments else default_directory()
-        pythons = {peer: environment(peer, base.resolve()) for peer in options.peers}
-        if options.action == "install":
-            print(changes(options.peers))
-            return 0
-        _report(options, _compare_all(options, words, pythons))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    options, words = parse(
+        PeersOptions,
+        argv,
+        verb="python scripts/bench_peers.py",
+        summary="Training and decoding beside other toolkits on the same work.",
+        epilog="Figures go to stdout as Markdown, progress to stderr.",
+        rest=True,
+    )
+    if options.quick:
+        options = _quick(options, argv)
+    _check(options, words)
+    base = Path(options.environments) if options.environments else default_directory()
+    pythons = {peer: environment(peer, base.resolve()) for peer in options.peers}
+    if options.action == "install":
+        print(changes(options.peers))
+        return 0
+    _report(options, _compare_all(options, words, pythons))
     return 0
 
 
@@ -245,4 +242,4 @@ def _report(options: PeersOptions, found: list[Comparison]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(exit_code(main, sys.argv[1:]))

@@ -16,14 +16,14 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))  # this checkout, whether it is installed or not
 
-from nmt.arguments import option, parse
+from nmt.arguments import exit_code, option, parse
 from nmt.errors import UserError
 
 if TYPE_CHECKING:
@@ -44,6 +44,9 @@ CHECKS = {
     "launches": "acceptance.launches:check_launches",
     "speed": "acceptance.speed:check_speed",
     "beam_speed": "acceptance.decoding:check_beam_speed",
+    "staging": "acceptance.several:check_staging",
+    "parameter_server": "acceptance.several:check_parameter_server",
+    "ddp": "acceptance.several:check_ddp",
     "peers": "acceptance.peers:check_peers",
     "graph": "acceptance.graph:check_graph",
 }
@@ -63,19 +66,15 @@ class AcceptanceOptions:
     json: str = option("", "file for all figures")
 
 
-def main(argv: list[str]) -> int:
+def main(argv: Sequence[str]) -> int:
     """Check, and print the report; returns the exit code."""
-    try:
-        options = parse(
-            AcceptanceOptions,
-            argv,
-            verb="python scripts/gpu_acceptance.py",
-            summary="Does everything work on a GPU, and how fast? Ten minutes, no download.",
-        )
-        return _run(options)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    options = parse(
+        AcceptanceOptions,
+        argv,
+        verb="python scripts/gpu_acceptance.py",
+        summary="Does everything work on a GPU, and how fast? Ten minutes, no download.",
+    )
+    return _run(options)
 
 
 def _run(options: AcceptanceOptions) -> int:
@@ -153,4 +152,4 @@ def _writing(name: str, key: str) -> Iterator[IO[str]]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(exit_code(main, sys.argv[1:]))

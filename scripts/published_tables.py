@@ -11,24 +11,17 @@ from __future__ import annotations
 
 import re
 import sys
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
-from nmt.arguments import option, parse
-from nmt.errors import UserError
+from generated_page import PageOptions, rewrite
+
+from nmt.arguments import exit_code, parse
 from sweeps.counts import RowCount, count_rows
 from sweeps.spec import RowSpec, SweepSpec, load_spec
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "published.md"
 _TABLE = re.compile(r"(<!-- table: (?P<sweep>\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
-
-
-@dataclass(frozen=True, kw_only=True)
-class PublishedTablesOptions:
-    """What the script takes."""
-
-    page: str = option(str(PAGE), "the page to rewrite")
-    check: bool = option(False, "rewrite nothing; exit code 1 where the page is not as it would be written")
 
 
 def rewritten(text: str) -> str:
@@ -72,28 +65,16 @@ def _parameters(count: RowCount | None) -> str:
     return f"{count.parameters:,} | {count.published_M:.2f} | {count.difference_M:+.4f}{excused}"
 
 
-def main(argv: list[str]) -> int:
+def main(argv: Sequence[str]) -> int:
     """Rewrite or check the page; returns the exit code."""
-    try:
-        options = parse(
-            PublishedTablesOptions,
-            argv,
-            verb="python scripts/published_tables.py",
-            summary="Rewrite the generated tables of docs/published.md.",
-        )
-        page = Path(options.page)
-        before = page.read_text(encoding="utf-8")
-        after = rewritten(before)
-    except (OSError, UserError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    if options.check:
-        print("up to date" if after == before else f"{page}: would change; run python scripts/published_tables.py")
-        return int(after != before)
-    page.write_text(after, encoding="utf-8")
-    print(page)
-    return 0
+    options = parse(
+        PageOptions,
+        argv,
+        verb="python scripts/published_tables.py",
+        summary="Rewrite the generated tables of docs/published.md.",
+    )
+    return rewrite(options, PAGE, rewritten, "published_tables.py")
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(exit_code(main, sys.argv[1:]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import statistics
 from collections.abc import Iterable, Sequence
@@ -38,7 +39,9 @@ class RowResult:
 
     `metrics` holds statistics over replicates of each test metric (`bleu`, …); a diverged replicate counts like any
     other, with the score of its best checkpoint. `tokens_per_second` and `convergence_seconds` are kept apart by
-    timing, since a run that shared the machine was slower for no reason of its own.
+    timing, since a run that shared the machine was slower for no reason of its own. `other_code` names, for each
+    complete replicate that other code than the present has trained, that code. `imported` says of a row that is another
+    system's outputs where they come from (`sweeps.imported`), and is empty for our own.
     """
 
     label: str
@@ -52,10 +55,16 @@ class RowResult:
     convergence_tokens: Statistics | None = None
     tokens_per_second: dict[str, Statistics] = field(default_factory=dict)
     convergence_seconds: dict[str, Statistics] = field(default_factory=dict)
+    peak_memory_bytes: Statistics | None = None
+    joules_per_1000_tokens: Statistics | None = None
+    idle_workers: Statistics | None = None
+    staleness: Statistics | None = None
     parameters: int | None = None
     published: Published | None = None
     differs: tuple[str, ...] = ()
     same_runs_as: str | None = None
+    other_code: tuple[str, ...] = ()
+    imported: str = ""
 
     @property
     def complete(self) -> list[Replicate]:
@@ -85,41 +94,51 @@ class RowResult:
         return next((timing for timing in TIMINGS if timing in self.tokens_per_second), "")
 
     def best_run(self, metric: str) -> Replicate | None:
-        """The replicate with the best test metric; the earlier seed among equals."""
-        scored = [replicate for replicate in self.complete if metric in replicate.metrics]
-        return max(scored, key=lambda one: (rank(metric, one.metrics[metric]), -one.seed), default=None)
+        """The replicate that validation likes best; see `best_replicate`."""
+        return best_replicate(self.replicates, metric)
 
 
 def aggregate(plan: SweepPlan) -> list[RowResult]:
     """Read every replicate of the plan as it stands now, and sum up each row."""
-    return [aggregate_row(row, [read_replicate(plan.store, run.config) for run in row.runs]) for row in plan.rows]
+    results = []
+    for row in plan.rows:
+        result = aggregate_row(row, [read_replicate(plan.store, run.config, run.run_id) for run in row.runs])
+        others = (one.code for one in result.complete if one.code and not plan.code.made(one.code))
+        results.append(dataclasses.replace(result, other_code=tuple(others)))
+    return results
 
 
 def aggregate_row(row: PlannedRow, replicates: Sequence[Replicate]) -> RowResult:
     """Sum up one row from what its replicates' directories say."""
     done = [replicate for replicate in replicates if replicate.complete]
-    names = list(dict.fromkeys(name for replicate in done for name in replicate.metrics))
     return RowResult(
         label=row.label,
         replicates=tuple(replicates),
         requested=len(row.runs),
         max_steps=row.config.training.max_steps,
-        metrics={
-            name: described
-            for name in names
-            if (described := describe(replicate.metrics.get(name) for replicate in done)) is not None
-        },
+        metrics=summarise(done),
         log_perplexity=describe(replicate.log_perplexity for replicate in done),
         steps=describe(replicate.steps for replicate in done),
         convergence_steps=describe(replicate.convergence_steps for replicate in done),
         convergence_tokens=describe(replicate.convergence_tokens for replicate in done),
         tokens_per_second=_by_timing(done, "tokens_per_second"),
         convergence_seconds=_by_timing(done, "convergence_seconds"),
+        peak_memory_bytes=describe(replicate.peak_memory_bytes for replicate in done),
+        joules_per_1000_tokens=describe(replicate.joules_per_1000_tokens for replicate in done),
+        idle_workers=describe(replicate.idle_workers for replicate in done),
+        staleness=describe(replicate.staleness for replicate in done),
         parameters=next((replicate.parameters for replicate in done if replicate.parameters is not None), None),
         published=row.spec.published,
         differs=row.differs,
         same_runs_as=row.same_runs_as,
     )
+
+
+def summarise(replicates: Sequence[Replicate]) -> dict[str, Statistics]:
+    """Statistics of each test metric that one of the replicates has."""
+    names = dict.fromkeys(name for replicate in replicates for name in replicate.metrics)
+    described = {name: describe(replicate.metrics.get(name) for replicate in replicates) for name in names}
+    return {name: values for name, values in described.items() if values is not None}
 
 
 def describe(values: Iterable[float | None]) -> Statistics | None:
@@ -141,6 +160,20 @@ def describe(values: Iterable[float | None]) -> Statistics | None:
         min=min(known),
         max=max(known),
     )
+
+
+def best_replicate(replicates: Iterable[Replicate], metric: str) -> Replicate | None:
+    """The complete one with the best validation score: the test split judges, it does not choose.
+
+    Among equals (rows that decode one training in several ways) the better test score wins, then the earlier seed.
+    """
+    scored = [one for one in replicates if one.complete and metric in one.metrics and metric in one.validation]
+    return max(scored, key=lambda one: (*preference(metric, one), -one.seed), default=None)
+
+
+def preference(metric: str, replicate: Replicate) -> tuple[float, float]:
+    """What `best_replicate` compares: larger is better."""
+    return rank(metric, replicate.validation[metric]), rank(metric, replicate.metrics[metric])
 
 
 def _by_timing(replicates: Sequence[Replicate], name: str) -> dict[str, Statistics]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nmt.config import RunConfig, explain_difference
+from nmt.config.distribution_rules import numerics_of
 from nmt.config.identity import canonical
 from nmt.config.schema import PLACEMENT, TRAIN
 from sweeps.rows import PUBLISHED_SCALE, published_row
@@ -45,11 +46,12 @@ def _conditions(config: RunConfig) -> dict[str, Any]:
     return canonical(config, {TRAIN}) | {
         "corpus": {"name": config.data.name},
         "search": canonical(config.search, {TRAIN}),
+        "distribution": numerics_of(config),
     }
 
 
 def _in_words(config: RunConfig, published: RunConfig, differences: Sequence[str]) -> list[str]:
-    """Another corpus and another tokenizer in a clause each; sizes that the scale shrinks go under the scale's name."""
+    """A clause each for another corpus, tokenizer or distribution; sizes that the scale shrinks go by its name."""
     words, told = [], []
     if config.data.name != published.data.name:
         words.append(f"data={config.data.name} instead of {published.data.name}")
@@ -60,13 +62,23 @@ def _in_words(config: RunConfig, published: RunConfig, differences: Sequence[str
     if here.name != there.name:
         words.append(f"tokenizer {here.name} of {here.vocab_size} instead of {there.name} of {there.vocab_size}")
         told += ["tokenizer."]
+    distributed = numerics_of(config) != numerics_of(published) or config.batch.per != published.batch.per
+    if distributed:
+        told += ["distribution.", "batch.per"]
     for key in (difference.partition(":")[0] for difference in differences):
         shrunk = config.scale.dim_divisor > 1 and key.startswith("model.") and key.endswith("units")
         if not shrunk and not key.startswith(tuple(told)):
             words.append(f"{key} {_at(config, key)} instead of {_at(published, key)}")
-    if published.distribution.stands_for:
-        words.append(f"distribution={config.distribution.name} instead of {published.distribution.stands_for}")
+    if distributed:
+        meant = published.distribution.stands_for or _distribution(published)
+        words.append(f"distribution={_distribution(config)} instead of {meant}")
     return words
+
+
+def _distribution(config: RunConfig) -> str:
+    """The strategy with what of its options counts: `parameter_server (mode asp, workers 4, servers 2)`."""
+    options = [f"{name} {value}" for name, value in numerics_of(config).items() if name != "name"]
+    return config.distribution.name + (f" ({', '.join(options)})" if options else "")
 
 
 def _files(config: RunConfig) -> str:
@@ -89,5 +101,6 @@ def _scale(config: RunConfig) -> list[str]:
 
 def _leading_away(config: RunConfig, spec: SweepSpec, overrides: Sequence[str]) -> tuple[str, ...]:
     placement = {field.name for field in dataclasses.fields(RunConfig) if field.metadata.get("role") == PLACEMENT}
+    placement.remove("distribution")  # which says itself what of it counts
     words = [word for word in (*spec.overrides, *overrides) if re.split(r"[./=]", word)[0] not in placement]
     return (*_scale(config), *words)

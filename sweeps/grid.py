@@ -8,12 +8,12 @@ decoded again, and a grid that was interrupted goes on where it was.
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
+from nmt.archives import ArchivedRunStore
 from nmt.config import RunConfig, load_run_config
 from nmt.config.compose import groups
 from nmt.config.override import override
@@ -25,6 +25,7 @@ from sweeps.conditions import differences_from_published
 from sweeps.plan import PlannedRow, PlannedRun, SweepPlan
 from sweeps.results import read_replicate
 from sweeps.rows import layered, names_test_text, scored_on
+from sweeps.screen import say, standard_output
 from sweeps.spec import RowSpec, SweepSpec, load_spec
 
 if TYPE_CHECKING:
@@ -33,11 +34,10 @@ if TYPE_CHECKING:
 
 def main(options: EvaluateOptions, words: Sequence[str]) -> int:
     """Decode what is missing of the grid that the command line asks for, and print a table a configuration."""
-    from rich.console import Console
-
     from sweeps.aggregate import aggregate_row
-    from sweeps.report import write_report
-    from sweeps.table import make_table, to_markdown, to_screen
+    from sweeps.reporting.findings import find
+    from sweeps.reporting.report import write_report
+    from sweeps.reporting.table import to_markdown, to_screen
 
     if not options.grid:
         raise UserError("is for a grid", where=f"sweep={options.sweep}", hint="give grid=<sweep> too, or use nmt sweep")
@@ -54,7 +54,7 @@ def main(options: EvaluateOptions, words: Sequence[str]) -> int:
     )
     evaluation_words = [] if options.sweep else others
 
-    console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 240)
+    console = standard_output()
     for configuration in configurations:
         plan = grid_plan(spec, searches, configuration, evaluation_words, options)
         decode_grid(plan, console)
@@ -62,15 +62,15 @@ def main(options: EvaluateOptions, words: Sequence[str]) -> int:
             aggregate_row(row, [read_replicate(plan.store, run.config, run.run_id) for run in row.runs])
             for row in plan.rows
         ]
-        report = write_report(plan, results)
-        table = make_table(plan, results)
+        findings = find(plan, results)
+        report = write_report(plan, results, findings=findings)
         if console.is_terminal:
-            console.print(to_screen(table))
+            console.print(to_screen(findings.table))
         else:
-            console.print(to_markdown(table), markup=False, highlight=False, soft_wrap=True)
+            say(console, to_markdown(findings.table))
         for run_id in configuration.left_out:
-            _say(console, f"run {run_id} has not ended and is left out")
-        _say(console, f"table and picture: {report.directory}")
+            say(console, f"run {run_id} has not ended and is left out")
+        say(console, f"table and picture: {report.directory}")
     return 0
 
 
@@ -129,7 +129,7 @@ def grid_plan(
         rows.append(PlannedRow(spec=row, config=configs[0], runs=runs, differs=differs))
     train_id = configuration.run_ids[0].partition("/")[0]
     named = dataclasses.replace(spec, name=f"{spec.name}-{train_id}", title=f"{spec.title} ({configuration.label})")
-    return SweepPlan(spec=named, rows=tuple(rows), store=store, overrides=tuple(words))
+    return SweepPlan(spec=named, rows=tuple(rows), store=ArchivedRunStore(store.root), overrides=tuple(words))
 
 
 def decode_grid(plan: SweepPlan, console: Console) -> None:
@@ -138,7 +138,7 @@ def decode_grid(plan: SweepPlan, console: Console) -> None:
     missing = sorted((cell for cell in cells if not cell[1].found.complete), key=lambda cell: cell[1].replicate)
     there = len(cells) - len(missing)
     what = f"{len(plan.rows)} searches × {len(plan.rows[0].runs)} replicates"
-    _say(console, f"{what}: {there} of {len(cells)} decodings are there already")
+    say(console, f"{what}: {there} of {len(cells)} decodings are there already")
     metric = plan.config.validation.metric
     with _progress(len(missing)) as cell_progress:
         for number, (row, run) in enumerate(missing):
@@ -146,7 +146,7 @@ def decode_grid(plan: SweepPlan, console: Console) -> None:
                 plan.store, run.run_id, config=run.config, progress=cell_progress(number, f"{row.label} {run.run_id}")
             )
             value = record["metrics"][key("test", metric)]
-            _say(console, f"{row.label:<12} {run.run_id}  {metric} {value:.2f}  {record['seconds']:.1f} s")
+            say(console, f"{row.label:<12} {run.run_id}  {metric} {value:.2f}  {record['seconds']:.1f} s")
 
 
 def _row_config(row: RowSpec, config: RunConfig, search: Sequence[str], words: Sequence[str]) -> RunConfig:
@@ -189,7 +189,3 @@ def _progress(cells: int) -> Iterator[Callable[[int, str], Callable[[int, int], 
             progress.update(total, completed=number + done / max(of, 1))
 
         yield begin
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(text, markup=False, highlight=False, soft_wrap=True)

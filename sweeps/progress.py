@@ -14,8 +14,11 @@ from nmt.evaluation.catalogue import key
 from nmt.runs import RunStatus
 from sweeps.plan import PlannedRun, SweepPlan
 from sweeps.results import read_replicate
+from sweeps.screen import say
 
 ENDED = ("finished", "diverged", "failed")
+OVER = ("finished", "diverged")  # what no retry changes
+AHEAD = 64  # waiting runs that a look reads: more than ever start between two looks
 COLOURS = {"running": "cyan", "finished": "green", "diverged": "magenta", "failed": "red", "interrupted": "yellow"}
 CHROME = 6  # terminal lines that the live table's frame, header and summary take
 
@@ -40,20 +43,42 @@ def unfinished_runs(plan: SweepPlan) -> list[PlannedRun]:
     return list({run.run_id: run for run in reversed(plan.missing)}.values())[::-1]
 
 
+class Watch:
+    """The statuses of a plan's unfinished runs; a look reads only those that may have changed.
+
+    A run that has ended does not change any more, and runs start about in the order of the plan: so of those that wait,
+    the next `AHEAD` are read. A look costs what is under way, however much the sweep still has before it.
+    """
+
+    def __init__(self, plan: SweepPlan):
+        self.store = plan.store
+        self.runs = unfinished_runs(plan)
+        self.statuses = {run.run_id: plan.store.status(run.run_id) for run in self.runs}
+
+    def look(self, *, everywhere: bool = False) -> list[tuple[PlannedRun, RunStatus, RunStatus]]:
+        """Runs that were read, with their status before and now; `everywhere` reads those too that wait far behind."""
+        found, waiting = [], 0
+        for run in self.runs:
+            before = self.statuses[run.run_id]
+            waiting += before.state == "queued"
+            if before.state in OVER or (before.state == "queued" and waiting > AHEAD and not everywhere):
+                continue
+            self.statuses[run.run_id] = self.store.status(run.run_id)
+            found.append((run, before, self.statuses[run.run_id]))
+        return found
+
+
 class PlainProgress:
     """A line for every start, evaluation and end; no control characters."""
 
     def __init__(self, plan: SweepPlan, console: Console):
         self.plan, self.console = plan, console
         self.metric = plan.config.validation.metric
-        self.runs = unfinished_runs(plan)
-        self.seen = {run.run_id: plan.store.status(run.run_id) for run in self.runs}
+        self.watch = Watch(plan)
 
-    def update(self) -> None:
+    def update(self, *, everywhere: bool = False) -> None:
         """Print what has changed since the last look."""
-        for run in self.runs:
-            status, before = self.plan.store.status(run.run_id), self.seen[run.run_id]
-            self.seen[run.run_id] = status
+        for run, before, status in self.watch.look(everywhere=everywhere):
             if status.state == "running" and (before.state != "running" or status.attempts > before.attempts):
                 again = f" (attempt {status.attempts})" if status.attempts > 1 else ""
                 self._line(run, f"started{again} at step {status.step}")
@@ -69,7 +94,7 @@ class PlainProgress:
 
     def close(self) -> None:
         """Print what is left to say."""
-        self.update()
+        self.update(everywhere=True)
 
     def _ending(self, run: PlannedRun, status: RunStatus) -> str:
         if status.state == "failed":
@@ -79,7 +104,7 @@ class PlainProgress:
 
     def _line(self, run: PlannedRun, text: str) -> None:
         name = f"{run.label} · seed {run.config.seed}"
-        self.console.print(f"{name:<24}  {text}", markup=False, highlight=False, soft_wrap=True)
+        say(self.console, f"{name:<24}  {text}")
 
 
 class LiveProgress:
@@ -88,25 +113,22 @@ class LiveProgress:
     def __init__(self, plan: SweepPlan, console: Console):
         self.plan, self.console = plan, console
         self.metric = plan.config.validation.metric
-        self.runs = unfinished_runs(plan)
-        self.statuses = {run.run_id: plan.store.status(run.run_id) for run in self.runs}
+        self.watch = Watch(plan)
+        self.runs, self.statuses = self.watch.runs, self.watch.statuses
         self.first_seen: dict[str, tuple[int, float]] = {}
         self.live = Live(console=console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False)
         self.live.start()
 
-    def update(self) -> None:
-        """Read every run that has not ended, and draw."""
-        for run in self.runs:
-            if self.statuses[run.run_id].state not in ("finished", "diverged"):
-                status = self.plan.store.status(run.run_id)
-                self.statuses[run.run_id] = status
-                if status.state == "running":
-                    self.first_seen.setdefault(run.run_id, (status.step, time.monotonic()))
+    def update(self, *, everywhere: bool = False) -> None:
+        """Read what may have changed, and draw."""
+        for run, _, status in self.watch.look(everywhere=everywhere):
+            if status.state == "running":
+                self.first_seen.setdefault(run.run_id, (status.step, time.monotonic()))
         self.live.update(self._table(), refresh=True)
 
     def close(self) -> None:
         """Draw the last state."""
-        self.update()
+        self.update(everywhere=True)
         self.live.stop()
 
     def _table(self) -> Table:

@@ -1,103 +1,78 @@
-"""A sweep's report on disk: table as Markdown and CSV, picture as PNG and SVG, and everything in sweep.json."""
+"""`nmt report`: the report of a sweep as far as its runs are there; nothing is trained."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from nmt.config import to_dict
+from nmt.archives import RESULTS_HELP, archive_directories
+from nmt.arguments import option, parse
 from nmt.errors import UserError
-from sweeps.aggregate import RowResult
-from sweeps.figure import draw, render
-from sweeps.plan import SweepPlan
-from sweeps.table import make_table, to_csv, to_markdown
+from sweeps.plan import make_plan
+from sweeps.reporting.columns import COLUMNS_HELP, choose_columns
+from sweeps.reporting.report import FORMATS, write_report
+from sweeps.screen import near, say, standard_output
+from sweeps.spec import available_sweeps, load_spec
 
-FORMAT_VERSION = 1
-
-
-@dataclass(frozen=True)
-class Report:
-    """Where the files of a report lie."""
-
-    directory: Path
-
-    @property
-    def table(self) -> Path:
-        """The table as Markdown."""
-        return self.directory / "table.md"
-
-    @property
-    def csv(self) -> Path:
-        """The table as CSV, all figures with full precision."""
-        return self.directory / "table.csv"
-
-    @property
-    def figure(self) -> Path:
-        """The picture as PNG."""
-        return self.directory / "figure.png"
-
-    @property
-    def vector_figure(self) -> Path:
-        """The picture as SVG."""
-        return self.directory / "figure.svg"
-
-    @property
-    def data(self) -> Path:
-        """Rows, replicates and run ids as JSON: from every number back to its run."""
-        return self.directory / "sweep.json"
+EXAMPLES = """\
+Examples:
+  nmt report sweep=quickstart results=docs/results         # of the runs that this repository has
+  nmt report sweep=table5_attention scale=cpu_table        # with the overrides that the sweep was run with
+  nmt report sweep=quickstart formats=html to=public       # one page, to be shown
+"""
 
 
-def write_report(plan: SweepPlan, results: Sequence[RowResult]) -> Report:
-    """Write all files of the report, each whole or not at all. Raises UserError where they cannot be written."""
-    report = Report(plan.reports)
-    picture = draw(plan, results)
-    try:
-        report.directory.mkdir(parents=True, exist_ok=True)
-        _write(report.table, to_markdown(make_table(plan, results)).encode())
-        _write(report.csv, to_csv(plan, results).encode())
-        _write(report.data, json.dumps(sweep_record(plan, results), indent=1, ensure_ascii=False).encode() + b"\n")
-        _write(report.figure, render(picture, "png"))
-        _write(report.vector_figure, render(picture, "svg"))
-    except OSError as error:
+@dataclass(frozen=True, kw_only=True)
+class ReportOptions:
+    """What `nmt report` takes beside config overrides."""
+
+    sweep: str = option("", "name of a sweep in conf/sweep, or a YAML file of your own")
+    results: str = option("", RESULTS_HELP)
+    formats: list[str] = option(
+        lambda: ["md", "csv", "latex", "html"],
+        "what is written: md report.md and table.md, csv table.csv, latex table.tex (booktabs), html report.html, json "
+        "sweep.json, png and svg figure.*; unset: md,csv,latex,html",
+        choices=FORMATS,
+    )
+    columns: list[str] = option(list, COLUMNS_HELP)
+    to: str = option("", "directory to write to; unset: <paths.reports>/<sweep>, where nmt sweep writes too")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Write the report that the command line asks for; returns 0, whatever is missing in it."""
+    options, overrides = parse(
+        ReportOptions,
+        argv,
+        verb="nmt report",
+        summary="Write the report of a sweep as far as its runs are there: a page for the browser that needs no "
+        "network, Markdown, CSV and LaTeX. Nothing is trained; rows without runs stay, and say so. Other words are "
+        "config overrides, as for nmt sweep.",
+        epilog=EXAMPLES,
+        rest=True,
+    )
+    if not options.sweep:
         raise UserError(
-            f"cannot be written: {error.strerror}", where=str(report.directory), hint="set paths.reports"
-        ) from error
-    return report
+            "is needed", where="sweep", allowed=sorted(available_sweeps()), hint="nmt report sweep=quickstart"
+        )
+    choose_columns(options.columns)  # a mistake is told before anything is read
+    plan = make_plan(load_spec(options.sweep), overrides, archives=archive_directories(options.results))
 
+    from sweeps.aggregate import aggregate
+    from sweeps.reporting.findings import find
+    from sweeps.reporting.table import fitted, to_markdown, to_screen
 
-def sweep_record(plan: SweepPlan, results: Sequence[RowResult]) -> dict[str, Any]:
-    """Plain data of the whole sweep: what was asked for, and what each row and replicate came to."""
-    return {
-        "format_version": FORMAT_VERSION,
-        "sweep": dataclasses.asdict(plan.spec),
-        "overrides": list(plan.overrides),
-        "scale": plan.config.scale.name,
-        "metric": plan.config.validation.metric,
-        "rows": [
-            _row_record(row) | {"train_id": planned.runs[0].run_id.partition("/")[0], "config": to_dict(planned.config)}
-            for planned, row in zip(plan.rows, results, strict=True)
-        ],
-    }
-
-
-def _row_record(row: RowResult) -> dict[str, Any]:
-    return dataclasses.asdict(row) | {
-        "n": len(row.complete),
-        "missing": row.missing,
-        "diverged": row.diverged,
-        "still_improving": row.still_improving,
-    }
-
-
-def _write(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(data)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    results = aggregate(plan)
+    findings = find(plan, results, options.columns)
+    to = Path(options.to).expanduser().resolve() if options.to else None
+    report = write_report(plan, results, formats=options.formats, to=to, findings=findings)
+    console = standard_output()
+    if console.is_terminal:
+        console.print(to_screen(findings.table if options.columns else fitted(findings.table, console.width)))
+    else:
+        say(console, to_markdown(findings.table))
+    if missing := sum(row.missing for row in results):
+        say(console, f"{missing} of {len(plan.runs)} runs are missing; nmt sweep with the same words trains them")
+    for path in report.written:
+        say(console, near(path))
+    return 0

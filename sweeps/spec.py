@@ -1,7 +1,7 @@
 """A sweep as it is written down: `conf/sweep/<name>.yaml`, read strictly.
 
 title: what the sweep is about, in a few words
-replicates: 2                  # replicates of each row; absent: as the scale says
+replicates: 2                  # of each row, or a rule: until ci<0.3 max=12 (`sweeps.until`); absent: as the scale says
 baseline: additive             # label of the row that the others are compared with; optional
 published_source: a paper      # where the published numbers stand, and what exactly they are; optional
 overrides: [data=toy_copy]     # config overrides of all rows
@@ -24,13 +24,15 @@ difference is an error before anything starts (see `sweeps.counts`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nmt.config.compose import CONF, read_yaml
 from nmt.errors import UserError, did_you_mean
+from sweeps.until import read_until
 
 SWEEP_KEYS = ("title", "replicates", "baseline", "published_source", "overrides", "test", "rows", "systems")
 ROW_KEYS = ("label", "experiment", "overrides", "test", "published")
@@ -83,12 +85,16 @@ class SystemSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class SweepSpec:
-    """Rows that are trained in replicates and shown in one table. `replicates` is None where the scale decides."""
+    """Rows that are trained in replicates and shown in one table.
+
+    `replicates` is None where the scale decides, or the rule `until` (`sweeps.until`), which is empty without one.
+    """
 
     name: str
     title: str
     rows: tuple[RowSpec, ...]
     replicates: int | None = None
+    until: str = ""
     baseline: str | None = None
     published_source: str = ""
     overrides: tuple[str, ...] = ()
@@ -122,17 +128,15 @@ def load_spec(name: str, conf: Path | None = None) -> SweepSpec:
 
 def _read_spec(path: Path) -> SweepSpec:
     data = read_yaml(path)
-    _known_keys(data, SWEEP_KEYS, str(path))
+    known_keys_only(data, SWEEP_KEYS, str(path))
     rows_data = data.get("rows")
     if not isinstance(rows_data, list) or not rows_data:
         raise UserError("must be a list of at least one row", where=f"{path}: rows")
-    test = _text(data, "test", str(path), required=False)
+    test = read_text(data, "test", str(path), required=False)
     rows = tuple(_read_row(row, f"{path}: rows[{number}]", test) for number, row in enumerate(rows_data))
     labels = [row.label for row in rows]
-    for label in labels:
-        if labels.count(label) > 1:
-            raise UserError(f"{labels.count(label)} rows are labelled '{label}'", where=f"{path}: rows")
-    baseline = _text(data, "baseline", str(path), required=False)
+    refuse_shared_labels(labels, f"{path}: rows")
+    baseline = read_text(data, "baseline", str(path), required=False)
     if baseline and baseline not in labels:
         raise UserError(
             f"no row is labelled '{baseline}'",
@@ -140,14 +144,16 @@ def _read_spec(path: Path) -> SweepSpec:
             allowed=labels,
             hint=did_you_mean(baseline, labels),
         )
+    until = _read_rule(data, str(path))
     return SweepSpec(
         name=path.stem,
-        title=_text(data, "title", str(path)),
+        title=read_text(data, "title", str(path)),
         rows=rows,
-        replicates=_replicates(data, str(path)),
+        replicates=None if until else read_replicates_key(data, str(path)),
+        until=until,
         baseline=baseline or None,
-        published_source=_text(data, "published_source", str(path), required=False),
-        overrides=_overrides(data, str(path)),
+        published_source=read_text(data, "published_source", str(path), required=False),
+        overrides=read_override_list(data, str(path)),
         systems=_systems(data, f"{path}: systems"),
     )
 
@@ -155,24 +161,26 @@ def _read_spec(path: Path) -> SweepSpec:
 def _read_row(data: Any, where: str, test: str) -> RowSpec:
     if not isinstance(data, dict):
         raise UserError("must be a mapping", where=where, allowed=list(ROW_KEYS))
-    _known_keys(data, ROW_KEYS, where)
+    known_keys_only(data, ROW_KEYS, where)
     return RowSpec(
-        label=_text(data, "label", where),
-        experiment=_text(data, "experiment", where, required=False) or "baseline",
-        overrides=_overrides(data, where),
-        test=_text(data, "test", where, required=False) or test,
+        label=read_text(data, "label", where),
+        experiment=read_text(data, "experiment", where, required=False) or "baseline",
+        overrides=read_override_list(data, where),
+        test=read_text(data, "test", where, required=False) or test,
         published=_published(data.get("published"), f"{where}.published"),
     )
 
 
-def _known_keys(data: Mapping[Any, Any], known: tuple[str, ...], where: str) -> None:
+def known_keys_only(data: Mapping[Any, Any], known: Sequence[str], where: str) -> None:
+    """Raise UserError for the first key of a mapping that is not known."""
     for name in data:
         if name not in known:
             hint = did_you_mean(str(name), known)
             raise UserError(f"unknown key '{name}'", where=where, allowed=list(known), hint=hint)
 
 
-def _text(data: Mapping[str, Any], name: str, where: str, required: bool = True) -> str:
+def read_text(data: Mapping[str, Any], name: str, where: str, required: bool = True) -> str:
+    """The text under `name`; empty where it is absent and not required. Raises UserError for anything else."""
     value = data.get(name)
     if value is None and not required:
         return ""
@@ -182,14 +190,25 @@ def _text(data: Mapping[str, Any], name: str, where: str, required: bool = True)
     return value
 
 
-def _replicates(data: Mapping[str, Any], where: str) -> int | None:
+def read_replicates_key(data: Mapping[str, Any], where: str) -> int | None:
+    """The number under `replicates`, None where it is absent. Raises UserError for what is no number above 0."""
     value = data.get("replicates")
     if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
         raise UserError(f"'{value}' is not a number of replicates", where=f"{where}.replicates", allowed=[">= 1"])
     return value
 
 
-def _overrides(data: Mapping[str, Any], where: str) -> tuple[str, ...]:
+def _read_rule(data: Mapping[str, Any], where: str) -> str:
+    """The rule under `replicates`, empty where none stands there. Raises UserError for one that makes no sense."""
+    value = data.get("replicates")
+    try:
+        return value if isinstance(value, str) and read_until(value) else ""
+    except UserError as error:
+        raise UserError(error.what, where=f"{where}.{error.where}", allowed=error.allowed, hint=error.hint) from error
+
+
+def read_override_list(data: Mapping[str, Any], where: str) -> tuple[str, ...]:
+    """The `key=value` words under `overrides`. Raises UserError for what is none, or may not go for all rows."""
     value = data.get("overrides") or []
     if not isinstance(value, list) or not all(isinstance(item, str) and "=" in item for item in value):
         raise UserError(
@@ -208,14 +227,21 @@ def refuse_row_owned(overrides: list[str] | tuple[str, ...], where: str) -> None
             )
 
 
+def refuse_shared_labels(labels: Sequence[str], where: str) -> None:
+    """Raise UserError where two rows have one label: nobody could tell them apart."""
+    for label, count in Counter(labels).items():
+        if count > 1:
+            raise UserError(f"{count} rows are labelled '{label}'", where=where)
+
+
 def _published(data: Any, where: str) -> Published | None:
     if data is None:
         return None
     if not isinstance(data, dict):
         raise UserError("must be a mapping", where=where, allowed=list(PUBLISHED_KEYS))
-    _known_keys(data, PUBLISHED_KEYS, where)
+    known_keys_only(data, PUBLISHED_KEYS, where)
     numbers = _numbers({name: data[name] for name in PUBLISHED_NUMBERS if name in data}, where)
-    return Published(**numbers, params_note=_text(data, "params_note", where, required=False))
+    return Published(**numbers, params_note=read_text(data, "params_note", where, required=False))
 
 
 def _systems(data: Mapping[str, Any], where: str) -> tuple[SystemSpec, ...]:
@@ -226,15 +252,15 @@ def _systems(data: Mapping[str, Any], where: str) -> tuple[SystemSpec, ...]:
 
 
 def _read_system(data: Mapping[str, Any], where: str) -> SystemSpec:
-    _known_keys(data, SYSTEM_KEYS, where)
+    known_keys_only(data, SYSTEM_KEYS, where)
     published = data.get("published")
     if not isinstance(published, dict) or not published:
         raise UserError("must be a mapping of test sets to BLEU", where=f"{where}.published")
     return SystemSpec(
-        label=_text(data, "label", where),
+        label=read_text(data, "label", where),
         published=_numbers(published, f"{where}.published"),
-        source=_text(data, "source", where),
-        unconfirmed=_text(data, "unconfirmed", where, required=False),
+        source=read_text(data, "source", where),
+        unconfirmed=read_text(data, "unconfirmed", where, required=False),
     )
 
 

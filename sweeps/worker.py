@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import traceback
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nmt import registry
-from nmt.config import from_dict
+from nmt.config import RunConfig, from_dict
 from nmt.errors import UserError
-from nmt.runs import LocalRunStore, RunBusyError, RunStore
+from nmt.events import record_death
+from nmt.runs import LeaseLostError, LocalRunStore, RunBusyError, RunStore
+
+if TYPE_CHECKING:
+    from nmt.training.observers import Observer
 
 TRAINER = "nmt.train:train"
 
@@ -32,6 +37,21 @@ class WorkItem:
     threads: int = 1
     trainer: str = TRAINER
 
+    @property
+    def distribution(self) -> dict[str, Any]:
+        """The section `distribution` of its runs, which are one training."""
+        return dict(self.configs[0]["distribution"])
+
+    def pack(self) -> str:
+        """The item as a text, for a process that is handed many and needs one."""
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def unpack(cls, text: str) -> WorkItem:
+        """The item that `pack` made a text of."""
+        data = json.loads(text)
+        return cls(**data | {"run_ids": tuple(data["run_ids"]), "configs": tuple(data["configs"])})
+
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
@@ -43,18 +63,19 @@ class Outcome:
     retry: bool = False
 
 
-def run_work_item(item: WorkItem) -> list[Outcome]:
+def run_work_item(item: WorkItem, observer: Observer | None = None) -> list[Outcome]:
     """Train the item's runs in this process, one after the other. Raises nothing: an error is an outcome.
 
-    A run that is interrupted ends the item, since the process has been asked to stop.
+    `observer` watches the runs. A run that is interrupted ends the item, since the process has been asked to stop.
     """
     outcomes: list[Outcome] = []
+    watched = {} if observer is None else {"observer": observer}
     for run_id, data in zip(item.run_ids, item.configs, strict=True):
         config = from_dict(data)
         config = dataclasses.replace(config, threads=config.threads or item.threads)
         store = LocalRunStore(config.paths.runs)
         try:
-            ended = registry.load(item.trainer)(config, timing=item.timing)
+            ended = _train(item, config, store, run_id, watched)
             outcomes.append(Outcome(run_id=run_id, state=ended.state))
         except RunBusyError as error:
             outcomes.append(Outcome(run_id=run_id, state="running", error=str(error)))
@@ -70,20 +91,42 @@ def run_work_item(item: WorkItem) -> list[Outcome]:
     return outcomes
 
 
+def _train(item: WorkItem, config: RunConfig, store: RunStore, run_id: str, watched: dict[str, Any]) -> Any:
+    train = registry.load(item.trainer)
+    try:
+        return train(config, timing=item.timing, **watched)
+    except LeaseLostError:
+        raise
+    except RunBusyError:
+        if not store.outlives_holder(run_id):
+            raise
+        return train(config, timing=item.timing, **watched)  # the node that held the run is dead
+
+
 def record_failure(store: RunStore, run_id: str, reason: str, details: str = "") -> None:
     """Write state `failed` with its reason into the run directory, and the traceback beside it as `error.txt`.
 
     A run that ended or that another process has taken over meanwhile is left alone, and so is a disk that refuses:
-    the outcome carries the reason too.
+    the outcome carries the reason too. Of an attempt that died without a word, the end is put down in events.jsonl, and
+    the status keeps its process and last sign of life.
     """
     try:
-        status = store.status(run_id)
-        if status.state in ("finished", "diverged") or store.is_claimed(run_id):
-            return
-        store.set_status(run_id, dataclasses.replace(status, state="failed", error=reason))
-        if details:
-            store.write_text(run_id, "error.txt", details)
-    except UserError:
+        with store.unclaimed(run_id) as dead:
+            if dead is not None:
+                record_death(store, run_id, dead, "killed", reason)
+            status = store.status(run_id)
+            if status.state in ("finished", "diverged"):
+                return
+            failed = dataclasses.replace(status, state="failed", error=reason)
+            if dead is None:
+                store.set_status(run_id, failed)
+            else:
+                seen = max(status.heartbeat, dead.heartbeat)
+                of_the_dead = {"pid": dead.pid, "host": dead.host, "heartbeat": seen, "attempts": dead.attempt}
+                store.write_json(run_id, "status.json", dataclasses.asdict(failed) | of_the_dead)
+            if details:
+                store.write_text(run_id, "error.txt", details)
+    except (UserError, OSError):
         return
 
 

@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from nmt import registry
+from nmt.config.distribution_rules import numerics_of
 from nmt.config.schema import TRAIN, DataConfig, RunConfig
 from nmt.errors import UserError
 
 NUMERICS_VERSION = 4  # bump when the same config and seed give other bits on purpose
+CHUNKED_LOSS_VERSION = 2  # the same of `loss.vocab_chunks` above 1 alone
 
 
 def train_id(config: RunConfig) -> str:
@@ -49,7 +51,11 @@ def training_identity(config: RunConfig) -> dict[str, Any]:
     form["data"] = canonical(config.data, {TRAIN}) | text_identity(config.data, ("train", "validation"))
     if outside := outside_components(config):
         form["components"] = outside
+    if numerics := numerics_of(config):
+        form["distribution"] = numerics
     form["numerics_version"] = NUMERICS_VERSION
+    if config.loss.vocab_chunks > 1:
+        form["chunked_loss_version"] = CHUNKED_LOSS_VERSION
     return form
 
 
@@ -124,7 +130,7 @@ def digest(form: Mapping[str, Any]) -> str:
 
 def explain_difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     """The dotted keys in which two canonical forms differ, each with both values: `"model.units: 256 != 512"`."""
-    flat_one, flat_other = _flatten(one), _flatten(other)
+    flat_one, flat_other = flatten(one), flatten(other)
     return [
         f"{name}: {flat_one.get(name, '(neutral)')} != {flat_other.get(name, '(neutral)')}"
         for name in sorted(flat_one.keys() | flat_other.keys())
@@ -132,11 +138,12 @@ def explain_difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> list
     ]
 
 
-def _flatten(form: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(form: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one with dotted keys."""
     flat: dict[str, Any] = {}
     for name, value in form.items():
         if isinstance(value, Mapping):
-            flat |= _flatten(value, f"{prefix}{name}.")
+            flat |= flatten(value, f"{prefix}{name}.")
         else:
             flat[f"{prefix}{name}"] = value
     return flat

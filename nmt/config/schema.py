@@ -188,6 +188,7 @@ class BatchConfig:
     micro_batches: int = key(1, neutral=1, minimum=1)
     groups: int = key(0, neutral=0, minimum=0)
     pool: int = key(100, neutral=100, minimum=1)
+    per: str = key("step", neutral="step", choices=("step", "push"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,6 +228,7 @@ class LossConfig:
 
     label_smoothing: float = key(0.0, neutral=0.0, minimum=0.0, below=1.0)
     vocab_chunks: int = key(1, neutral=1, minimum=1)
+    recompute_logits: bool = key(False, neutral=False, role=PLACEMENT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -292,6 +294,17 @@ class ProbeConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SeedsConfig:
+    """What the run's seed decides; a stream with a number above 0 has that seed in every replicate."""
+
+    initialisation: int = key(0, neutral=0, minimum=0)
+    data: int = key(0, neutral=0, minimum=0)
+    dropout: int = key(0, neutral=0, minimum=0)
+    jitter: float = key(0.0, neutral=0.0, minimum=0.0, below=1.0)
+    jittered: list[str] = key(list, neutral=[])
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
     """Budget, arithmetic, scheduled sampling, probes and checkpoints."""
 
@@ -306,11 +319,62 @@ class TrainingConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DistributionConfig:
-    """The strategy that runs a step. `stands_for` names the published one that it takes the place of, if any."""
+class ProcessConfig:
+    """What one process of a distributed run is given, by resource; 0: as conf/distribution says for its role."""
 
-    name: str = key("single", neutral="single", role=PLACEMENT, registry="strategy")
-    stands_for: str = key("", neutral="", role=PLACEMENT)
+    cpu: float = key(0.0, neutral=0.0, minimum=0.0)
+    gpu: float = key(0.0, neutral=0.0, minimum=0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResourcesConfig:
+    """What the processes of a distributed run are given, by role."""
+
+    coordinator: ProcessConfig = section(ProcessConfig)
+    worker: ProcessConfig = section(ProcessConfig)
+    server: ProcessConfig = section(ProcessConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistributionConfig:
+    """The strategy that runs a step, over which processes, and how these deal with each other.
+
+    None of it is part of the identity as it stands: what can change a result is said by the strategy (kind `numerics`
+    of `nmt.registry`). `stands_for` says in words which published way of training an option of this group is there for.
+    """
+
+    name: str = key("single", neutral="single", registry="strategy")
+    stands_for: str = key("", neutral="")
+    mode: str = key("bsp", neutral="bsp", choices=("bsp", "ssp", "asp"))
+    staleness: int = key(0, neutral=0, minimum=0)
+    workers: int = key(1, neutral=1, minimum=1)
+    servers: int = key(1, neutral=1, minimum=1)
+    apply_every: int = key(1, neutral=1, minimum=1)
+    backup: int = key(0, neutral=0, minimum=0)
+    rate_scaling: str = key("none", neutral="none", choices=("none", "workers", "staleness"))
+    on_loss: str = key("recompute", neutral="recompute", choices=("recompute", "drop"))
+    shadows: int = key(0, neutral=0, minimum=0, maximum=1)
+    replace_lost: bool = key(True, neutral=True)
+    wire: str = key("fp32", neutral="fp32", choices=("fp32", "bf16"))
+    sparse: bool = key(False, neutral=False)
+    top_k: float = key(0.0, neutral=0.0, minimum=0.0, below=1.0)
+    top_k_warm_up: int = key(0, neutral=0, minimum=0)
+    top_k_momentum: float = key(0.0, neutral=0.0, minimum=0.0, below=1.0)
+    link: str = key("auto", neutral="auto", choices=("auto", "tcp", "shm"))
+    staging: str = key("auto", neutral="auto", choices=("auto", "always"))
+    engine: str = key("gloo", neutral="gloo", choices=("own", "gloo", "nccl"))
+    launcher: str = key("auto", neutral="auto", choices=("auto", "processes", "ray", "external"))
+    bind: str = key("auto", neutral="auto")
+    heartbeat_seconds: float = key(1.0, neutral=1.0, above=0.0)
+    deadline_seconds: float = key(30.0, neutral=30.0, above=0.0)
+    watchdog_seconds: float = key(600.0, neutral=600.0, minimum=0.0)
+    bucket_mib: int = key(25, neutral=25, minimum=1)
+    tls_certificate: str = key("", neutral="")
+    tls_key: str = key("", neutral="")
+    checksum: str = key("auto", neutral="auto", choices=("auto", "always"))
+    faults: list[str] = key(list, neutral=[])
+    replay: str = key("", neutral="")
+    resources: ResourcesConfig = section(ResourcesConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -319,6 +383,7 @@ class TrackingConfig:
 
     name: str = key("mlflow", neutral="mlflow", registry="tracker")
     uri: str = key("", neutral="")
+    register: str = key("best", neutral="best", choices=("best", "none"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -328,7 +393,9 @@ class ExecutorConfig:
     name: str = key("ray_tune", neutral="ray_tune", registry="executor")
     workers: int = key(0, neutral=0, minimum=0)
     gpus_per_run: float = key(0.0, neutral=0.0, minimum=0.0)
+    memory_gib_per_run: float = key(0.0, neutral=0.0, minimum=0.0)
     retries: int = key(2, neutral=2, minimum=0)
+    oversubscribe: bool = key(False, neutral=False)
     address: str = key("local", neutral="local")
 
 
@@ -360,6 +427,7 @@ class RunConfig:
     threads: int = key(0, neutral=0, role=PLACEMENT, minimum=0)
     deterministic: bool = key(True, neutral=True, role=PLACEMENT)
     faults: list[str] = key(list, neutral=[], role=PLACEMENT)
+    seeds: SeedsConfig = section(SeedsConfig)
     data: DataConfig = section(DataConfig)
     tokenizer: TokenizerConfig = section(TokenizerConfig)
     model: ModelConfig = section(ModelConfig)
@@ -370,7 +438,7 @@ class RunConfig:
     training: TrainingConfig = section(TrainingConfig)
     validation: ValidationConfig = section(ValidationConfig)
     search: SearchConfig = section(SearchConfig, role=DECODE)
-    distribution: DistributionConfig = section(DistributionConfig)
+    distribution: DistributionConfig = section(DistributionConfig, role=PLACEMENT)
     tracking: TrackingConfig = section(TrackingConfig, role=PLACEMENT)
     executor: ExecutorConfig = section(ExecutorConfig, role=PLACEMENT)
     paths: PathsConfig = section(PathsConfig, role=PLACEMENT)

@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from nmt import registry
+from nmt.config.distribution_rules import check_distribution
 from nmt.config.model_rules import MODEL_RULES
 from nmt.config.options import OPTIONS
-from nmt.config.schema import RunConfig
+from nmt.config.schema import ExecutorConfig, RunConfig
 from nmt.config.search_rules import check_searches
+from nmt.config.seeds import jitterable
 from nmt.config.widths import NO_ATTENTION, decoder_output_units
 from nmt.errors import UserError, did_you_mean
 from nmt.training.faults import Faults
@@ -219,6 +221,25 @@ def _validation(config: RunConfig) -> None:
         )
 
 
+def _seeds(config: RunConfig) -> None:
+    seeds, where = config.seeds, "seeds.jittered"
+    if bool(seeds.jitter) != bool(seeds.jittered):
+        missing = "seeds.jittered" if seeds.jitter else "seeds.jitter"
+        raise UserError("is needed beside the other", where=missing, hint="seeds.jitter=0.1 seeds.jittered=[KEY,KEY]")
+    known = jitterable(config) if seeds.jittered else {}
+    for name in seeds.jittered:
+        if name not in known:
+            hint = did_you_mean(name, known)
+            raise UserError(f"'{name}' is no fractional hyperparameter", where=where, allowed=list(known), hint=hint)
+        if seeds.jittered.count(name) > 1:
+            raise UserError(f"'{name}' stands there twice", where=where)
+        value, field = known[name]
+        if not value:
+            raise UserError(f"'{name}' is 0, which no share of it changes", where=where, hint=f"set {name}")
+        for share in (-seeds.jitter, seeds.jitter):
+            _check_range(f"{name} with seeds.jitter={seeds.jitter:g}", field.metadata, value * (1 + share))
+
+
 def _unknown_replacement(config: RunConfig) -> None:
     for where, search in (("search", config.search), ("validation.search", config.validation.search)):
         if search.replace_unknown and config.model.attention.name in NO_ATTENTION:
@@ -251,9 +272,39 @@ def _faults(config: RunConfig) -> None:
     Faults(config.faults)
 
 
+def _executor(config: RunConfig) -> None:
+    executor = config.executor
+    gpus = executor.gpus_per_run
+    if gpus > 1 and gpus != int(gpus):
+        raise UserError(
+            f"{gpus:g} GPUs cannot be dealt out: Ray gives a run a fraction of one GPU, or whole ones",
+            where="executor.gpus_per_run",
+            allowed=["a fraction below 1", "whole numbers"],
+            hint=f"executor.gpus_per_run={int(gpus)} or {int(gpus) + 1}",
+        )
+    if executor.address.startswith("ray://"):
+        raise UserError(
+            "is for Ray's client; a sweep runs on a node of the cluster, where its runs are in reach",
+            where="executor.address",
+            allowed=["local", "auto", "host:port"],
+            hint="start the command on a node of the cluster, with executor.address=auto",
+        )
+    if executor.name == "inline":
+        for name in ("gpus_per_run", "memory_gib_per_run", "address"):
+            if getattr(executor, name) != getattr(ExecutorConfig(), name):
+                raise UserError(
+                    "child processes share what this machine has, without a scheduler",
+                    where=f"executor.{name}",
+                    hint="executor=ray_tune deals out GPUs, memory and machines",
+                )
+
+
 _RULES = (
     _faults,
+    _seeds,
+    _executor,
     _slots,
+    check_distribution,
     _options,
     _without_recurrence,
     *MODEL_RULES,

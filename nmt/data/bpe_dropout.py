@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 
 from nmt.config.schema import RunConfig
+from nmt.config.seeds import stream_seed
 from nmt.data.batching import Sampler
 from nmt.data.cleaning import truncate
 from nmt.data.prepare import EncodedText, PreparedData
@@ -190,7 +191,7 @@ class DroppedBatches:
             "source": prepared.train.source_text,
             "target": prepared.train.target_text,
         }
-        self._sampler, self._seed, self._p = sampler, config.seed, config.tokenizer.dropout
+        self._sampler, self._seed, self._p = sampler, stream_seed(config, "data"), config.tokenizer.dropout
         self._longest = config.data.max_length if config.data.overlong == "truncate" else None
         self._step = 0
         self._kept: dict[tuple[str, int], list[np.ndarray]] = {}

@@ -65,13 +65,17 @@ def load_corpus(data: DataConfig) -> RawCorpus:
     and where the two sides of a split have unequal numbers of lines.
     """
     if data.kind == "generated":
-        corpus: RawCorpus = registry.lookup("generator", data.generator, "data.generator")(data.options)
-        return corpus
+        return _generated(data)
     return RawCorpus(
         train=_open_split(data, "train", data.train),
         validation=_read_split(data, "validation", data.validation),
         test=_read_split(data, "test", data.test),
     )
+
+
+def load_test(data: DataConfig) -> ParallelText:
+    """The test split alone, as published: reads no other file. Raises UserError as `load_corpus` does."""
+    return _generated(data).test if data.kind == "generated" else _read_split(data, "test", data.test)
 
 
 def locate(data: DataConfig, name: str) -> Path:
@@ -135,6 +139,11 @@ def iterate_lines(path: Path, checksum: str = "") -> Iterator[str]:
         raise UserError(f"cannot be read: {error.strerror}", where=str(path)) from error
     if not number:
         raise UserError("is empty", where=str(path))
+
+
+def _generated(data: DataConfig) -> RawCorpus:
+    corpus: RawCorpus = registry.lookup("generator", data.generator, "data.generator")(data.options)
+    return corpus
 
 
 def _open_split(data: DataConfig, name: str, files: SplitConfig) -> ParallelFiles:

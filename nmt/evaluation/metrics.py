@@ -49,14 +49,14 @@ def score(
 
 
 def _plain(name: str, corpus: Corpus) -> tuple[float, str]:
-    metric = _sacrebleu(name, corpus.references)
+    metric = sacrebleu_metric(name, corpus.references)
     return float(metric.corpus_score(list(corpus.hypotheses), None).score), str(metric.get_signature())
 
 
 def _tokenised(name: str, corpus: Corpus) -> tuple[float, str]:
     language = corpus.language
-    metric = _sacrebleu(name, _tokenise_all(corpus.references, language))
-    value = float(metric.corpus_score(list(_tokenise_all(corpus.hypotheses, language)), None).score)
+    metric = sacrebleu_metric(name, tokenise_all(corpus.references, language))
+    value = float(metric.corpus_score(list(tokenise_all(corpus.hypotheses, language)), None).score)
     return value, f"{metric.get_signature()}|{_moses_signature(language)}"
 
 
@@ -77,7 +77,11 @@ _FAMILIES: dict[str, Callable[[str, Corpus], tuple[float, str]]] = {
 
 
 @lru_cache(maxsize=16)
-def _sacrebleu(name: str, references: tuple[str, ...]) -> Any:
+def sacrebleu_metric(name: str, references: tuple[str, ...]) -> Any:
+    """sacrebleu's object of a metric other than ROUGE, which keeps what it computed of the references.
+
+    For `bleu_tok` and `bleu_tok_lc` hypotheses and references go through `tokenise_all` first.
+    """
     from sacrebleu.metrics import BLEU, CHRF, TER
 
     references_by_set = [list(references)]
@@ -96,7 +100,8 @@ def _overlap(hypotheses: tuple[str, ...], references: tuple[str, ...], variant: 
 
 
 @lru_cache(maxsize=4)
-def _tokenise_all(lines: tuple[str, ...], language: str) -> tuple[str, ...]:
+def tokenise_all(lines: tuple[str, ...], language: str) -> tuple[str, ...]:
+    """Each line as Moses tokenises it."""
     moses = _moses(language)
     return tuple(str(moses.tokenize(line, return_str=True, escape=False)) for line in lines)
 

@@ -59,8 +59,12 @@ class Attention(nn.Module, ABC):
         """Prepare what the encoder made of sentences of `lengths` [batch] tokens, once a sentence."""
         outputs = encoded.outputs.transpose(0, 1).contiguous()
         values = outputs if encoded.values is None else encoded.values.transpose(0, 1).contiguous()
-        mask = real(lengths, outputs.shape[1])
-        return Memory(self.key(outputs), values, mask if self.masked else torch.ones_like(mask))
+        return Memory(self.key(outputs), values, self.visible(lengths, outputs.shape[1]))
+
+    def visible(self, lengths: Tensor, time: int) -> Tensor:
+        """The memory's mask [batch, time]."""
+        mask = real(lengths, time)
+        return mask if self.masked else torch.ones_like(mask)
 
     def attend(self, query: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
         """Contexts [batch, k, C] and weights [batch, k, time] of k queries a sentence, [batch, k, h].

@@ -34,6 +34,11 @@ class Bridge(nn.Module, ABC):
         """What stands beside the embedding in every input of the decoder: [batch, S] -> [batch, config.units]."""
         return final_state.new_zeros(final_state.shape[0], 0)
 
+    def reads_final_state(self) -> bool:
+        """Whether it looks at the final state's values; where not, they need not be carried to it."""
+        own = type(self)
+        return own.forward is not ZeroBridge.forward or own.appended is not Bridge.appended
+
     def activate(self, x: Tensor) -> Tensor:
         """The configured activation."""
         return x.tanh() if self.activation == "tanh" else x

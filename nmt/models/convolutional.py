@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -12,6 +14,7 @@ from nmt.models.encoder import EncoderOutput, mean_over_time, zero_beyond_end
 from nmt.models.initialisation import Constant, Draw, Glorot
 from nmt.models.layers import Affine
 from nmt.models.positions import Positions
+from nmt.models.stages import SOURCE, Part, Slot
 
 
 class Convolution(Affine):
@@ -47,10 +50,14 @@ class ConvolutionStack(nn.ModuleList):
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
         """[time, batch, in] -> [time, batch, units]; `x` must be zero beyond each sentence's end, as the result is."""
-        for layer, convolution in enumerate(self):
-            y = convolution(x).to(x.dtype)  # under autocast only products are made in low precision
-            x = zero_beyond_end((y + x if layer else y).tanh(), lengths)
+        for layer in range(len(self)):
+            x = self.layer(layer, x, lengths)
         return x
+
+    def layer(self, layer: int, x: Tensor, lengths: Tensor) -> Tensor:
+        """One convolution, with what follows it."""
+        y = self[layer](x).to(x.dtype)  # under autocast only products are made in low precision
+        return zero_beyond_end((y + x if layer else y).tanh(), lengths)
 
 
 class ConvolutionalEncoder(nn.Module):
@@ -97,10 +104,46 @@ class ConvolutionalEncoder(nn.Module):
 
     def forward(self, embedded: Tensor, lengths: Tensor, dropout: Dropout) -> EncoderOutput:
         """Read embeddings [time, batch, e] of sentences of `lengths` [batch] tokens."""
-        x = dropout("encoder.embedded", self.positions(embedded), self.dropout)
-        x = zero_beyond_end(x, lengths)
+        x = self._enter(embedded, lengths, dropout)
         values = self.output_cnn(x, lengths)
         return EncoderOutput(self.attention_cnn(x, lengths), mean_over_time(values, lengths), values)
+
+    def parts(self, fields: Collection[str], directions: bool = True) -> list[Part]:
+        """A part a convolution: those of the values, then those of the outputs."""
+        values = self._stack_parts("output_cnn", self.output_cnn, "values", fields)
+        return values + self._stack_parts("attention_cnn", self.attention_cnn, "outputs", ())
+
+    def _stack_parts(self, name: str, stack: ConvolutionStack, makes: str, fields: Collection[str]) -> list[Part]:
+        def part(layer: int) -> Part:
+            first, last = layer == 0, layer == len(stack) - 1
+            enters = first and stack is self.output_cnn
+            below = "encoder.embedded" if first else f"encoder.{name}"
+
+            def run(slot: Slot, carried: Mapping[str, Tensor]) -> dict[str, Tensor]:
+                lengths = slot.batch.source_lengths
+                made = {below: self._enter(carried[SOURCE], lengths, slot.dropout)} if enters else {}
+                x = stack.layer(layer, made[below] if enters else carried[below], lengths)
+                made[makes if last else f"encoder.{name}"] = x
+                if last and "final_state" in fields:
+                    made["final_state"] = mean_over_time(x, lengths)
+                return made
+
+            made = [makes, *({"final_state"} & set(fields))] if last else [f"encoder.{name}"]
+            modules = (stack[layer], self.positions) if enters else (stack[layer],)
+            return Part(
+                f"encoder.{name}.{layer}",
+                run,
+                [SOURCE] if enters else [below],
+                [*made, *([below] if enters else [])],
+                modules,
+            )
+
+        return [part(layer) for layer in range(len(stack))]
+
+    def _enter(self, embedded: Tensor, lengths: Tensor, dropout: Dropout) -> Tensor:
+        """What both stacks read."""
+        x = dropout("encoder.embedded", self.positions(embedded), self.dropout)
+        return zero_beyond_end(x, lengths)
 
 
 def windows(x: Tensor, size: int) -> list[Tensor]:

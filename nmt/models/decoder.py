@@ -18,6 +18,8 @@ from nmt.models.hypothesis_rows import HypothesisRows
 from nmt.models.layers import Affine
 from nmt.models.plain import is_plain
 from nmt.models.recurrent.decoder_loop import Attended, Layer, decode_sequence
+from nmt.models.recurrent.kernels import CellKernel
+from nmt.models.recurrent.layer_loop import layer_sequence
 from nmt.models.residual import Residual
 from nmt.models.watch import GradientWatch
 
@@ -100,11 +102,22 @@ class RecurrentDecoder(nn.Module):
         state_units] the cells' first states side by side. `feed`, where it is given, makes the embeddings of every step
         but the first. `watch` is told of each layer's output at each step, before dropout, as "decoder.<layer>".
         """
+        return self.mixed(*self.steps(embedded, memory, first, dropout, feed, watch))
+
+    def steps(
+        self,
+        embedded: Tensor,
+        memory: Memory,
+        first: Tensor,
+        dropout: Dropout,
+        feed: Feed | None = None,
+        watch: GradientWatch | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """`forward` without the mixing layer: outputs of the stack [time, batch, …] and contexts [time, batch, C]."""
         loop = None if feed is not None or is_plain() else self._loop(embedded, memory, dropout)
         if loop is None:
             return self._unrolled(embedded, memory, first, dropout, feed, watch)
-        tops, contexts = decode_sequence(embedded, first, self.residual, *loop, watch)
-        return self._mix(tops, contexts)
+        return decode_sequence(embedded, first, self.residual, *loop, watch)
 
     def _loop(self, embedded: Tensor, memory: Memory, dropout: Dropout) -> tuple[list[Layer], Attended | None] | None:
         """What the hand-written loop works on; None where a cell or the attention has no kernel."""
@@ -130,10 +143,27 @@ class RecurrentDecoder(nn.Module):
         for number, (cell, kernel_of_cell) in enumerate(zip(cells, kernels, strict=True)):
             if kernel_of_cell is None:
                 return None
-            inputs, outputs = self._cell_masks(number, cell, embedded, dropout)
-            given = (cell.input_weight, cell.input_bias(), cell.kernel_parameters())
-            layers.append(Layer(kernel_of_cell, cell.state_parts, cell.units, *given, inputs, outputs))
+            layers.append(self._layer(number, cell, kernel_of_cell, embedded, dropout))
         return layers, attended
+
+    def _layer(self, number: int, cell: Cell, kernel: type[CellKernel], embedded: Tensor, dropout: Dropout) -> Layer:
+        inputs, outputs = self._cell_masks(number, cell, embedded, dropout)
+        given = (cell.input_weight, cell.input_bias(), cell.kernel_parameters())
+        return Layer(kernel, cell.state_parts, cell.units, *given, inputs, outputs)
+
+    def layer(self, number: int, x: Tensor, first: Tensor, dropout: Dropout, watch: GradientWatch | None) -> Tensor:
+        """What a layer passes on [time, batch, …], from `x` [time, batch, …] below it and its first state.
+
+        Where nothing is attended to and no connection is dense, the layers one after the other are `forward`, bit for
+        bit. Every cell needs a kernel.
+        """
+        cell = list(self.cells)[number]
+        kernel = cell.usable_kernel()
+        assert kernel is not None
+        layer = self._layer(number, cell, kernel, x, dropout)
+        if number:
+            return layer_sequence(x, first, self.residual, number, layer, watch)
+        return decode_sequence(x, first, self.residual, [layer], None, watch)[0]
 
     def _unrolled(
         self,
@@ -143,8 +173,8 @@ class RecurrentDecoder(nn.Module):
         dropout: Dropout,
         feed: Feed | None,
         watch: GradientWatch | None,
-    ) -> Tensor:
-        """`forward` step by step, with autograd's own gradients."""
+    ) -> tuple[Tensor, Tensor]:
+        """`steps` one by one, with autograd's own gradients."""
         time, batch, _ = embedded.shape
         embedding_mask, masks = self._draw_masks(embedded, dropout)
         given = time if feed is None else 1  # steps whose embeddings are known from the start
@@ -159,14 +189,14 @@ class RecurrentDecoder(nn.Module):
             if feed is None or t == 0:
                 inputs = known[t]
             else:
-                inputs = self._contribute(feed(t, self._mix(tops[-1], context)), embedding_masks[t])
+                inputs = self._contribute(feed(t, self.mixed(tops[-1], context)), embedding_masks[t])
             states, top, context, _ = self._advance(inputs, columns, states, context, memory, masks[t], whole)
             if watch is not None:
                 for layer, state in enumerate(states):
                     watch(f"decoder.{layer}", state[0])
             tops.append(top)
             contexts.append(context)
-        return self._mix(torch.stack(tops), torch.stack(contexts))
+        return torch.stack(tops), torch.stack(contexts)
 
     def start(self, first: Tensor, k: int) -> DecoderState:
         """The state before the first step of k hypotheses a sentence, from `first` [batch, state_units]."""
@@ -198,7 +228,7 @@ class RecurrentDecoder(nn.Module):
         states, top, context, weights = self._advance(
             inputs, self._context_columns(), states, context, memory, masks, rows
         )
-        return self._mix(top, context), (*(part for state in states for part in state), context), weights
+        return self.mixed(top, context), (*(part for state in states for part in state), context), weights
 
     def contribute(self, embedded: Tensor) -> Inputs:
         """What embeddings [..., e] contribute to the stack's input, before any context is known."""
@@ -256,7 +286,8 @@ class RecurrentDecoder(nn.Module):
             projected = self.cells.first.project_inputs(_masked(entry, mask))
         return entry, projected
 
-    def _mix(self, top: Tensor, context: Tensor) -> Tensor:
+    def mixed(self, top: Tensor, context: Tensor) -> Tensor:
+        """The mixing layer: [..., units] and [..., C] to [..., h]."""
         if self.mix is None:
             return top
         return self.mix(torch.cat((top, context.to(top.dtype)), dim=-1)).tanh()

@@ -7,7 +7,7 @@ would give.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import torch
@@ -21,6 +21,7 @@ from nmt.models.plain import is_plain
 from nmt.models.recurrent.packing import SentencePacking
 from nmt.models.recurrent.sequence import read_sequence
 from nmt.models.residual import Residual
+from nmt.models.stages import Part
 
 
 class EncoderOutput(NamedTuple):
@@ -30,7 +31,9 @@ class EncoderOutput(NamedTuple):
     final_state: [batch, S], the last states of all directions, layers and state parts (in this order) side by side.
     values: [time, batch, value_units], what contexts are means of; None where these are the outputs themselves.
 
-    An encoder has the widths as `output_units`, `state_units` and `value_units`.
+    An encoder has the widths as `output_units`, `state_units` and `value_units`. One that can be cut has a method
+    `parts(fields, directions)`: what it is cut into, reading `nmt.models.stages.SOURCE` and making those of the fields
+    here that are asked for, by these names. Without `directions` those of a layer are not cut from each other.
     """
 
     outputs: Tensor
@@ -94,6 +97,12 @@ class UnidirectionalEncoder(nn.Module):
         outputs, final = read_stacks([self.forwards], embedded, lengths, dropout)
         return EncoderOutput(outputs, torch.cat(final, dim=-1))
 
+    def parts(self, fields: Collection[str], directions: bool = True) -> list[Part]:
+        """A part a layer."""
+        from nmt.models.encoder_stages import stack_parts
+
+        return stack_parts([self.forwards], fields, directions)
+
 
 class BidirectionalEncoder(nn.Module):
     """One stack of cells each way; their top outputs are joined (Schuster and Paliwal 1997).
@@ -115,6 +124,12 @@ class BidirectionalEncoder(nn.Module):
         """Read embeddings [time, batch, e] of sentences of `lengths` [batch] tokens."""
         outputs, final = read_stacks([self.forwards, self.backwards], embedded, lengths, dropout)
         return EncoderOutput(outputs, torch.cat(final, dim=-1))
+
+    def parts(self, fields: Collection[str], directions: bool = True) -> list[Part]:
+        """A part a layer of a direction: neither direction needs the other."""
+        from nmt.models.encoder_stages import stack_parts
+
+        return stack_parts([self.forwards, self.backwards], fields, directions)
 
 
 class StackedBidirectionalEncoder(nn.Module):
@@ -152,6 +167,12 @@ class StackedBidirectionalEncoder(nn.Module):
             passed.append(self.residual.combine(packing.unpack(y), passed))
         return EncoderOutput(zero_beyond_end(passed[-1], lengths), torch.cat(ahead + back, dim=-1))
 
+    def parts(self, fields: Collection[str], directions: bool = True) -> list[Part]:
+        """Two parts a layer, one for each direction: both read what the layer below has joined."""
+        from nmt.models.encoder_stages import joined_parts
+
+        return joined_parts(self, fields, directions)
+
 
 def _cells(config: EncoderConfig, input_units: Sequence[int]) -> CellStack:
     return CellStack(config.cell, "model.encoder.cell", input_units, config.units)
@@ -160,7 +181,7 @@ def _cells(config: EncoderConfig, input_units: Sequence[int]) -> CellStack:
 def read(
     cells: Sequence[Cell], x: Tensor, packing: SentencePacking, name: str, config: CellConfig, dropout: Dropout
 ) -> tuple[Tensor, list[Tensor]]:
-    """A cell for each direction over packed x [directions, total, in].
+    """A cell for each direction over packed x [directions, total, in]; of two directions either may be read alone.
 
     Returns outputs [directions, total, units], dropped out, and final state parts [directions, batch, units].
     """
@@ -174,11 +195,14 @@ def read(
         outputs, final = states[0], [part.index_select(1, packing.last) for part in states]
     else:
         given = [[cell.input_weight, cell.input_bias(), *cell.kernel_parameters()] for cell in cells]
-        if len(cells) == 1:
+        if packing.directions == 1:
             outputs, final = read_sequence(kernel, cells[0].state_parts, x[0], packing, *given[0])
             outputs, final = outputs.unsqueeze(0), [part.unsqueeze(0) for part in final]
         else:
-            stacked = [torch.stack(parameters) for parameters in zip(*given, strict=True)]
+            stacked = [  # a direction alone needs no copy
+                torch.stack(parameters) if len(parameters) > 1 else parameters[0].unsqueeze(0)
+                for parameters in zip(*given, strict=True)
+            ]
             outputs, final = read_sequence(kernel, cells[0].state_parts, x, packing, *stacked)
     return dropout(f"{name}.output", outputs, config.dropout_output), final
 

@@ -1,8 +1,8 @@
-"""Cross-entropy over the target vocabulary, in one piece or in consecutive chunks of the vocabulary."""
+"""Cross-entropy over the target vocabulary, as a whole or in consecutive chunks of it."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,18 +12,8 @@ from nmt.models.layers import ordered_sum
 from nmt.models.piecewise import summed_loss, target_losses
 from nmt.models.plain import is_plain
 
-
-class ChunkStatistics(NamedTuple):
-    """What one chunk of the vocabulary contributes to each token's loss; every field is [tokens].
-
-    maximum: largest logit (carries no gradient: it cancels). exp_sum: sum of exp(logit - maximum).
-    target: the target's logit, zero where the target lies in another chunk. total: sum of the logits.
-    """
-
-    maximum: Tensor
-    exp_sum: Tensor
-    target: Tensor
-    total: Tensor
+if TYPE_CHECKING:
+    from nmt.models.stages import Batch
 
 
 def token_losses(
@@ -40,24 +30,15 @@ def token_losses(
     ----------
     hidden: [tokens, h]. weight: [V, h]. bias: [V]. targets: [tokens], each in 0 … V - 1.
     label_smoothing: ε, the probability mass that is spread evenly over the vocabulary.
-    chunks: number of nearly equal chunks of the vocabulary that the softmax is accumulated over, in order; with more
-        than one, the arithmetic is that of a vocabulary spread over as many processes.
+    chunks: number of nearly equal chunks of the vocabulary that the softmax is accumulated over, in order, as in
+        `nmt.models.vocabulary_chunk`: the arithmetic of a vocabulary that is spread over processes. What autograd
+        differentiates has one.
     """
-    if chunks == 1:
-        if not torch.is_grad_enabled():
-            return target_losses(hidden, weight, bias, targets, label_smoothing)
-        logits = _at_least_float32(F.linear(hidden, weight, bias))
-        return F.cross_entropy(logits, targets, reduction="none", label_smoothing=label_smoothing)
-    merged: ChunkStatistics | None = None
-    start = 0
-    for weight_chunk, bias_chunk in zip(weight.tensor_split(chunks), bias.tensor_split(chunks), strict=True):
-        if not len(bias_chunk):
-            continue  # more chunks than entries
-        statistics = chunk_statistics(hidden, weight_chunk, bias_chunk, targets, start)
-        merged = statistics if merged is None else merge(merged, statistics)
-        start += len(bias_chunk)
-    assert merged is not None
-    return losses_from(merged, len(bias), label_smoothing)
+    if not torch.is_grad_enabled():
+        return target_losses(hidden, weight, bias, targets, label_smoothing, chunks)
+    logits = F.linear(hidden, weight, bias)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return F.cross_entropy(logits, targets, reduction="none", label_smoothing=label_smoothing)
 
 
 def training_loss(
@@ -65,12 +46,12 @@ def training_loss(
 ) -> Tensor:
     """The sum of the `token_losses` as a scalar, added in a fixed order.
 
-    With one chunk of the vocabulary it can be differentiated once (twice within `nmt.models.plain.plain_autograd`), and
-    neither pass keeps logits of all tokens.
+    It can be differentiated once (twice within `nmt.models.plain.plain_autograd`, without chunks), and neither pass
+    keeps logits of all tokens.
     """
-    if chunks > 1 or is_plain() or not torch.is_grad_enabled():
+    if is_plain() or not torch.is_grad_enabled():
         return ordered_sum(token_losses(hidden, weight, bias, targets, label_smoothing, chunks))
-    return summed_loss(hidden, weight, bias, targets, label_smoothing)
+    return summed_loss(hidden, weight, bias, targets, label_smoothing, chunks)
 
 
 @torch.no_grad()
@@ -82,42 +63,26 @@ def scored_tokens(
     Without gradient. The losses are those of `token_losses` without gradient, bit for bit. Of equally likely tokens the
     first is the choice.
     """
-    if chunks == 1:
-        hits = torch.empty_like(targets, dtype=torch.bool)
-        return target_losses(hidden, weight, bias, targets, 0.0, hits), hits
-    pieces = zip(weight.tensor_split(chunks), bias.tensor_split(chunks), strict=True)
-    logits = torch.cat([F.linear(hidden, weight_chunk, bias_chunk) for weight_chunk, bias_chunk in pieces], dim=-1)
-    return token_losses(hidden, weight, bias, targets, chunks=chunks), logits.argmax(dim=-1) == targets
+    choices = torch.full_like(targets, -1)
+    losses = target_losses(hidden, weight, bias, targets, 0.0, chunks, choices)
+    return losses, choices == targets
 
 
-def chunk_statistics(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, start: int) -> ChunkStatistics:
-    """Statistics of the vocabulary entries from `start` on; `weight` and `bias` are those of these entries only."""
-    logits = _at_least_float32(F.linear(hidden, weight, bias))
-    maximum = logits.detach().amax(dim=-1)
-    local = targets - start
-    inside = (local >= 0) & (local < len(bias))
-    picked = logits.gather(-1, local.clamp(0, len(bias) - 1).unsqueeze(-1)).squeeze(-1)
-    return ChunkStatistics(
-        maximum=maximum,
-        exp_sum=(logits - maximum.unsqueeze(-1)).exp().sum(dim=-1),
-        target=torch.where(inside, picked, 0.0),
-        total=logits.sum(dim=-1),
-    )
+def real_tokens(mix: Tensor, batch: Batch, tokens: int) -> tuple[Tensor, Tensor]:
+    """Rows of `mix` [time, batch, h] at the real target tokens, time by time, and these tokens: [tokens, h], [tokens].
+
+    Their number is known, so nothing waits for the device.
+    """
+    places = _real_places(batch, tokens)
+    hidden = F.embedding(places, mix.flatten(0, 1))  # a row look-up whose gradient is far faster than index_select's
+    return hidden, batch.target_output.t().flatten()[places]
 
 
-def merge(one: ChunkStatistics, other: ChunkStatistics) -> ChunkStatistics:
-    """Statistics of two chunks together; the order of merging is part of the arithmetic."""
-    maximum = torch.maximum(one.maximum, other.maximum)
-    exp_sum = one.exp_sum * (one.maximum - maximum).exp() + other.exp_sum * (other.maximum - maximum).exp()
-    return ChunkStatistics(maximum, exp_sum, one.target + other.target, one.total + other.total)
+def real_targets(batch: Batch, tokens: int) -> Tensor:
+    """The real target tokens, time by time: [tokens]."""
+    return batch.target_output.t().flatten()[_real_places(batch, tokens)]
 
 
-def losses_from(merged: ChunkStatistics, vocabulary: int, label_smoothing: float) -> Tensor:
-    """Token losses [tokens] from the statistics of the whole vocabulary."""
-    log_normaliser = merged.maximum + merged.exp_sum.log()
-    expected = (1 - label_smoothing) * merged.target + label_smoothing / vocabulary * merged.total
-    return log_normaliser - expected
-
-
-def _at_least_float32(logits: Tensor) -> Tensor:
-    return logits if logits.dtype == torch.float64 else logits.float()
+def _real_places(batch: Batch, tokens: int) -> Tensor:
+    steps = torch.arange(batch.target_output.shape[1], device=batch.target_lengths.device).unsqueeze(1)
+    return torch.nonzero_static((steps < batch.target_lengths).flatten(), size=tokens).squeeze(1)

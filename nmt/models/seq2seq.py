@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from nmt import registry
 from nmt.config.schema import LossConfig, ModelConfig
@@ -21,8 +19,9 @@ from nmt.models.dropout import NO_DROPOUT, Dropout
 from nmt.models.encoder import EncoderOutput, reorder, reversal
 from nmt.models.initialisation import initialise
 from nmt.models.layers import Affine, Table
-from nmt.models.loss import scored_tokens, token_losses, training_loss
+from nmt.models.loss import real_tokens, scored_tokens, token_losses, training_loss
 from nmt.models.scheduled_sampling import ScheduledSampling
+from nmt.models.stages import Batch, ModelStage, Slot
 from nmt.models.watch import GradientWatch
 
 if TYPE_CHECKING:
@@ -41,52 +40,6 @@ class Encoded(NamedTuple):
     mask: Tensor
     final_state: Tensor
     appended: Tensor
-
-
-class Batch(Protocol):
-    """Parallel sentences as the model reads them; see `nmt.data.batching.Batch`. Padded positions hold any valid id."""
-
-    source: Tensor
-    source_lengths: Tensor
-    target_input: Tensor
-    target_output: Tensor
-    target_lengths: Tensor
-
-
-class Slot(Protocol):
-    """A micro-batch with its dropout masks; `target_tokens` is the sum of the batch's target lengths."""
-
-    @property
-    def batch(self) -> Any:
-        """A `Batch`."""
-
-    @property
-    def dropout(self) -> Dropout:
-        """The slot's masks."""
-
-    @property
-    def sampling(self) -> ScheduledSampling | None:
-        """Which of the decoder's inputs come from its own output; None: none."""
-
-    @property
-    def watch(self) -> GradientWatch | None:
-        """Who is told of gradients inside the decoder; None: nobody."""
-
-    @property
-    def target_tokens(self) -> int:
-        """Target tokens whose losses are summed."""
-
-
-@dataclass(frozen=True)
-class ModelStage:
-    """One of the model's stages; see `distributed.strategy.Stage`."""
-
-    name: str
-    run: Callable[[Any, Mapping[str, Tensor]], dict[str, Tensor]]
-
-    def __call__(self, slot: Any, carried: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Compute this stage's share for `slot` from what the stage before returned."""
-        return self.run(slot, carried)
 
 
 class Seq2Seq(nn.Module):
@@ -167,22 +120,29 @@ class Seq2Seq(nn.Module):
         Without smoothing these are the negative log-probabilities that log-perplexity averages.
         """
         mix = self._decode(batch, self._encode(batch.source, batch.source_lengths, dropout), dropout)
-        hidden, targets = _real_tokens(mix, batch, int(batch.target_lengths.sum()))
+        hidden, targets = real_tokens(mix, batch, int(batch.target_lengths.sum()))
         return token_losses(hidden, *self._output_layer, targets, label_smoothing, self.loss_config.vocab_chunks)
 
     def score(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """What `forward` gives without dropout, and whether each token is the model's first choice: [tokens] each."""
         mix = self._decode(batch, self._encode(batch.source, batch.source_lengths, NO_DROPOUT), NO_DROPOUT)
-        hidden, targets = _real_tokens(mix, batch, int(batch.target_lengths.sum()))
+        hidden, targets = real_tokens(mix, batch, int(batch.target_lengths.sum()))
         return scored_tokens(hidden, *self._output_layer, targets, self.loss_config.vocab_chunks)
 
-    def stages(self, sampled: bool = False) -> list[ModelStage]:
+    def stages(self, sampled: bool = False, fine: bool = False, directions: bool = True) -> list[ModelStage]:
         """Encoder, decoder, and output layer with the loss, for a `distributed.strategy.Workload`.
 
         They carry the fields of `EncoderOutput`, then {"mix"}, then {"loss"}: the slot's sum of token losses. With
         scheduled sampling (`sampled`) decoder and output layer are one stage, because each step of the one needs the
         other's step before.
+
+        `fine`: cut wherever the model can be, with `directions` between those of an encoder's layer too; see
+        `nmt.models.fine_stages`.
         """
+        if fine:
+            from nmt.models.fine_stages import fine_stages
+
+            return fine_stages(self, sampled, directions)
 
         def encoder(slot: Slot, carried: Mapping[str, Tensor]) -> dict[str, Tensor]:
             encoded = self._encode(slot.batch.source, slot.batch.source_lengths, slot.dropout)
@@ -193,28 +153,62 @@ class Seq2Seq(nn.Module):
             return {"mix": self._decode(slot.batch, encoded, slot.dropout, slot.sampling, slot.watch)}
 
         def output(slot: Slot, carried: Mapping[str, Tensor]) -> dict[str, Tensor]:
-            hidden, targets = _real_tokens(carried["mix"], slot.batch, slot.target_tokens)
-            config = self.loss_config
-            smoothing, chunks = config.label_smoothing, config.vocab_chunks
-            return {"loss": training_loss(hidden, *self._output_layer, targets, smoothing, chunks)}
+            return {"loss": self.loss(slot, carried["mix"])}
 
+        encoding = self.names_in(self.source_embedding, self.encoder)
+        decoding = (self.target_embedding, self.bridge, self.decoder)
         if sampled:
-            both = ModelStage("decoder_output", lambda slot, carried: output(slot, decoder(slot, carried)))
-            return [ModelStage("encoder", encoder), both]
-        return [ModelStage("encoder", encoder), ModelStage("decoder", decoder), ModelStage("output", output)]
+            both = ModelStage(
+                "decoder_output",
+                lambda slot, carried: output(slot, decoder(slot, carried)),
+                self.names_in(*decoding, self.output),
+            )
+            return [ModelStage("encoder", encoder, encoding), both]
+        return [
+            ModelStage("encoder", encoder, encoding),
+            ModelStage("decoder", decoder, self.names_in(*decoding)),
+            ModelStage("output", output, self.names_in(self.output)),
+        ]
 
-    def _encode(self, source: Tensor, lengths: Tensor, dropout: Dropout) -> EncoderOutput:
-        """The source's encoding in the source's own order, in whichever order it is read.
+    def names_in(self, *modules: nn.Module) -> tuple[str, ...]:
+        """The model's names for the parameters of some of its modules; a shared one has its first name everywhere."""
+        used = {id(parameter) for module in modules for parameter in module.parameters()}
+        return tuple(name for name, parameter in self.named_parameters() if id(parameter) in used)
+
+    def embed_source(self, source: Tensor, lengths: Tensor, dropout: Dropout) -> Tensor:
+        """Embeddings [time, batch, e] in the order in which the encoder reads them.
 
         A reversed source is reversed within its own length, EOS included, as TensorFlow's `reverse_sequence` does it.
         """
-        embedded = dropout("source_embedding", self.source_embedding(source.t()), self.config.dropout_embedding)
-        if not self.config.encoder.reverse_source:
-            return self.encoder(embedded, lengths, dropout)
-        order = reversal(lengths, len(embedded))
-        encoded = self.encoder(reorder(embedded, order), lengths, dropout)
-        values = None if encoded.values is None else reorder(encoded.values, order)
-        return EncoderOutput(reorder(encoded.outputs, order), encoded.final_state, values)
+        return self.read_source(self.source_embedding(source.t()), lengths, dropout)
+
+    def read_source(self, embedded: Tensor, lengths: Tensor, dropout: Dropout) -> Tensor:
+        """What `embed_source` makes of rows of the table [time, batch, e]."""
+        return self.reordered(dropout("source_embedding", embedded, self.config.dropout_embedding), lengths)
+
+    def reordered(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """[time, batch, …] from the source's order to that in which it is read, or back."""
+        return reorder(x, reversal(lengths, len(x))) if self.config.encoder.reverse_source else x
+
+    def embed_target(self, batch: Batch, dropout: Dropout) -> Tensor:
+        """Embeddings of the given previous target tokens [time, batch, e]."""
+        return self.read_target(self.target_embedding(batch.target_input.t()), dropout)
+
+    def read_target(self, embedded: Tensor, dropout: Dropout) -> Tensor:
+        """What `embed_target` makes of rows of the table [time, batch, e]."""
+        return dropout("target_embedding", embedded, self.config.dropout_embedding)
+
+    def loss(self, slot: Slot, mix: Tensor) -> Tensor:
+        """The slot's sum of token losses, from what the decoder made of it [time, batch, h]."""
+        hidden, targets = real_tokens(mix, slot.batch, slot.target_tokens)
+        config = self.loss_config
+        return training_loss(hidden, *self._output_layer, targets, config.label_smoothing, config.vocab_chunks)
+
+    def _encode(self, source: Tensor, lengths: Tensor, dropout: Dropout) -> EncoderOutput:
+        """The source's encoding in the source's own order."""
+        encoded = self.encoder(self.embed_source(source, lengths, dropout), lengths, dropout)
+        values = None if encoded.values is None else self.reordered(encoded.values, lengths)
+        return EncoderOutput(self.reordered(encoded.outputs, lengths), encoded.final_state, values)
 
     def _decode(
         self,
@@ -224,8 +218,18 @@ class Seq2Seq(nn.Module):
         sampling: ScheduledSampling | None = None,
         watch: GradientWatch | None = None,
     ) -> Tensor:
-        embedded = self.target_embedding(batch.target_input.t())
-        embedded = dropout("target_embedding", embedded, self.config.dropout_embedding)
+        return self.decode(batch, self.embed_target(batch, dropout), encoded, dropout, sampling, watch)
+
+    def decode(
+        self,
+        batch: Batch,
+        embedded: Tensor,
+        encoded: EncoderOutput,
+        dropout: Dropout,
+        sampling: ScheduledSampling | None = None,
+        watch: GradientWatch | None = None,
+    ) -> Tensor:
+        """What the output layer reads [time, batch, h], from the embeddings of the given tokens [time, batch, e]."""
         appended = self.bridge.appended(encoded.final_state)
         memory = self.decoder.memory(encoded, batch.source_lengths)
         extra: dict[str, Any] = {}
@@ -267,17 +271,6 @@ def beside(embedded: Tensor, appended: Tensor) -> Tensor:
     if not appended.shape[-1]:
         return embedded
     return torch.cat((embedded, appended.expand(*embedded.shape[:-1], -1)), dim=-1)
-
-
-def _real_tokens(mix: Tensor, batch: Batch, tokens: int) -> tuple[Tensor, Tensor]:
-    """Rows of `mix` [time, batch, h] at the real target tokens, time by time, and these tokens: [tokens, h], [tokens].
-
-    Their number is known, so nothing waits for the device.
-    """
-    real = torch.arange(mix.shape[0], device=mix.device).unsqueeze(1) < batch.target_lengths
-    rows = torch.nonzero_static(real.flatten(), size=tokens).squeeze(1)
-    hidden = F.embedding(rows, mix.flatten(0, 1))  # a row look-up whose gradient is far faster than index_select's
-    return hidden, batch.target_output.t().flatten()[rows]
 
 
 def embedding_tables(config: ModelConfig) -> list[str]:

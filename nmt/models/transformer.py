@@ -10,6 +10,7 @@ Inside, tensors have the batch first.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +25,7 @@ from nmt.models.initialisation import Constant, Draw
 from nmt.models.layers import Affine, empty
 from nmt.models.multi_head import SelfAttention
 from nmt.models.positions import sinusoids
+from nmt.models.stages import SOURCE, Part, Slot
 
 
 @dataclass(frozen=True)
@@ -74,13 +76,43 @@ class TransformerEncoder(nn.Module):
 
     def forward(self, embedded: Tensor, lengths: Tensor, dropout: Dropout) -> EncoderOutput:
         """Read embeddings [time, batch, e] of sentences of `lengths` [batch] tokens."""
-        time = embedded.shape[0]
-        blocked = ~real(lengths, time)[:, None, None]
-        x = dropout("encoder.embedded", self.input(embedded.transpose(0, 1), 0, time), self.dropout)
+        blocked = _padding(lengths, embedded.shape[0])
+        x = self._enter(embedded, dropout)
         for number, layer in enumerate(self.layers):
             x = layer(x, blocked, f"encoder.{number}", dropout)
         outputs = zero_beyond_end(self.norm(x).transpose(0, 1), lengths)
         return EncoderOutput(outputs, mean_over_time(outputs, lengths))
+
+    def parts(self, fields: Collection[str], directions: bool = True) -> list[Part]:
+        """A part a layer; the last normalisation goes with the top one."""
+        return [self._part(number, fields) for number in range(len(self.layers))]
+
+    def _part(self, number: int, fields: Collection[str]) -> Part:
+        last, below, above = number == len(self.layers) - 1, f"encoder.{number}", f"encoder.{number + 1}"
+
+        def run(slot: Slot, carried: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            lengths, time = slot.batch.source_lengths, slot.batch.source.shape[1]
+            x = self._enter(carried[SOURCE], slot.dropout) if number == 0 else carried[below]
+            x = self.layers[number](x, _padding(lengths, time), f"encoder.{number}", slot.dropout)
+            if not last:
+                return {above: x}
+            outputs = zero_beyond_end(self.norm(x).transpose(0, 1), lengths)
+            made = {"outputs": outputs}
+            if "final_state" in fields:
+                made["final_state"] = mean_over_time(outputs, lengths)
+            return made
+
+        modules = [self.layers[number], *([self.input] if number == 0 else []), *([self.norm] if last else [])]
+        reads = [SOURCE if number == 0 else below]
+        return Part(f"encoder.{number}", run, reads, fields if last else [above], tuple(modules))
+
+    def _enter(self, embedded: Tensor, dropout: Dropout) -> Tensor:
+        return dropout("encoder.embedded", self.input(embedded.transpose(0, 1), 0, len(embedded)), self.dropout)
+
+
+def _padding(lengths: Tensor, time: int) -> Tensor:
+    """Where no position may look: [batch, 1, 1, time]."""
+    return ~real(lengths, time)[:, None, None]
 
 
 class TransformerInput(nn.Module):

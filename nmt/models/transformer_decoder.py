@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import cast
 
 import torch
@@ -14,6 +14,7 @@ from nmt.models.attention import Memory, real
 from nmt.models.dropout import NO_DROPOUT, Dropout
 from nmt.models.encoder import EncoderOutput
 from nmt.models.multi_head import KeysAndValues, MultiHeadAttention, SelfAttention
+from nmt.models.stages import MIX, TARGET, Part, Slot
 from nmt.models.transformer import FeedForward, LayerConfig, LayerNorm, TransformerInput
 from nmt.models.watch import GradientWatch
 
@@ -58,11 +59,7 @@ class TransformerDecoder(nn.Module):
 
     def memory(self, encoded: EncoderOutput, lengths: Tensor) -> Memory:
         """Keys and values of every layer, made once a sentence of `lengths` [batch] tokens."""
-        outputs = encoded.outputs
-        values = outputs if encoded.values is None else encoded.values
-        pairs = [layer.cross_attention.keys_and_values(outputs, values) for layer in self.layers]
-        all_keys, all_values = (torch.stack(parts, dim=2) for parts in zip(*pairs, strict=True))
-        return Memory(all_keys, all_values, real(lengths, outputs.shape[0]))
+        return self._memory(self.layers, encoded, lengths)
 
     def forward(
         self,
@@ -77,14 +74,60 @@ class TransformerDecoder(nn.Module):
         `embedded` [time, batch, e] holds the embeddings of the given previous target tokens. `first` [batch, 0] is what
         a bridge makes of nothing. `watch` is told of each layer's output [batch, time, h] as "decoder.<layer>".
         """
-        time = embedded.shape[0]
-        later = torch.ones(time, time, dtype=torch.bool, device=embedded.device).triu(1)
-        x = dropout("decoder.embedded", self.input(embedded.transpose(0, 1), 0, time), self.dropout)
-        for number, layer in enumerate(self.layers):
-            x = layer(x, later, _share(memory, number), ~memory.mask, f"decoder.{number}", dropout)
-            if watch is not None:
-                watch(f"decoder.{number}", x)
+        x, later = self._enter(embedded, dropout), _later(len(embedded), embedded)
+        for number in range(len(self.layers)):
+            x = self._layer(number, x, later, _share(memory, number), memory.mask, dropout, watch)
         return self.norm(x).transpose(0, 1)
+
+    def parts(self) -> list[Part]:
+        """A part a layer, with its attention over what the encoder made; the last normalisation with the top one."""
+        return [self._part(number) for number in range(len(self.layers))]
+
+    def _part(self, number: int) -> Part:
+        layer, last = list(self.layers)[number], number == len(self.layers) - 1
+        below, above = f"decoder.{number}", f"decoder.{number + 1}"
+
+        def run(slot: Slot, carried: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            outputs = carried["outputs"]
+            encoded = EncoderOutput(outputs, outputs.new_empty(0), carried.get("values"))
+            memory = self._memory([layer], encoded, slot.batch.source_lengths)
+            x = self._enter(carried[TARGET], slot.dropout) if number == 0 else carried[below]
+            later = _later(x.shape[1], x)
+            x = self._layer(number, x, later, _share(memory, 0), memory.mask, slot.dropout, slot.watch)
+            return {MIX: self.norm(x).transpose(0, 1)} if last else {above: x}
+
+        reads = ["outputs", "values", TARGET if number == 0 else below]
+        modules = [layer, *([self.input] if number == 0 else []), *([self.norm] if last else [])]
+        return Part(f"decoder.{number}", run, reads, [MIX if last else above], tuple(modules))
+
+    def _memory(self, layers: Iterable[DecoderLayer], encoded: EncoderOutput, lengths: Tensor) -> Memory:
+        """Keys and values of some layers."""
+        outputs = encoded.outputs
+        values = outputs if encoded.values is None else encoded.values
+        pairs = [layer.cross_attention.keys_and_values(outputs, values) for layer in layers]
+        all_keys, all_values = (torch.stack(parts, dim=2) for parts in zip(*pairs, strict=True))
+        return Memory(all_keys, all_values, real(lengths, outputs.shape[0]))
+
+    def _enter(self, embedded: Tensor, dropout: Dropout) -> Tensor:
+        """What the lowest layer reads: [batch, time, h]."""
+        x = self.input(embedded.transpose(0, 1), 0, len(embedded))
+        return dropout("decoder.embedded", x, self.dropout)
+
+    def _layer(
+        self,
+        number: int,
+        x: Tensor,
+        later: Tensor,
+        memory: KeysAndValues,
+        mask: Tensor,
+        dropout: Dropout,
+        watch: GradientWatch | None,
+    ) -> Tensor:
+        """One layer over all positions: [batch, time, h] -> [batch, time, h]."""
+        x = self.layers[number](x, later, memory, ~mask, f"decoder.{number}", dropout)
+        if watch is not None:
+            watch(f"decoder.{number}", x)
+        return x
 
     def start(self, first: Tensor, k: int) -> TransformerState:
         """The state before the first step of k hypotheses a sentence, which have no tokens yet."""
@@ -157,6 +200,11 @@ class DecoderLayers(nn.ModuleList):
 
     def __iter__(self) -> Iterator[DecoderLayer]:
         return cast(Iterator[DecoderLayer], super().__iter__())
+
+
+def _later(time: int, like: Tensor) -> Tensor:
+    """Which positions (last dimension) come after a position: [time, time]."""
+    return torch.ones(time, time, dtype=torch.bool, device=like.device).triu(1)
 
 
 def _share(memory: Memory, layer: int) -> KeysAndValues:

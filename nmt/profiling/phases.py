@@ -99,9 +99,9 @@ class WatchedWorkload:
         """See `Workload`."""
         return self.inner.build_model()
 
-    def stages(self, model: torch.nn.Module) -> Sequence[Stage]:
+    def stages(self, model: torch.nn.Module, fine: bool = False) -> Sequence[Stage]:
         """Those of the workload, timed."""
-        stages = self.inner.stages(model)
+        stages = self.inner.stages(model, fine)
         return [_WatchedStage(self, stage, last=stage is stages[-1]) for stage in stages]
 
     def slot_tokens(self, index: int) -> Sequence[int]:
@@ -168,6 +168,13 @@ class _WatchedStage:
     @property
     def name(self) -> str:
         return self.stage.name
+
+    @property
+    def couples(self) -> str:
+        return self.stage.couples
+
+    def parameter_names(self) -> Sequence[str]:
+        return self.stage.parameter_names()
 
     def __call__(self, slot: Any, carried: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         found: dict[str, torch.Tensor] = self.watched.run_stage(self.stage, self.last, slot, carried)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import pickle
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,16 +14,17 @@ import torch
 
 from nmt.config import explain_difference, from_dict, training_identity
 from nmt.config.schema import RunConfig
+from nmt.config.seeds import drawn
 from nmt.errors import UserError
 from nmt.runs import FORMAT_VERSION, RunStore, check_format
+from nmt.training.checkpoint_files import checkpoint_name as checkpoint_name
+from nmt.training.checkpoint_files import list_checkpoints as list_checkpoints
 from nmt.training.state import RunState
 
 if TYPE_CHECKING:
     from nmt.data.tokenizer import Tokenizer
     from nmt.models.seq2seq import Seq2Seq
     from nmt.search.ensemble import Ensemble
-
-_NAME = re.compile(r"step-(\d{8})\.pt")
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,6 @@ class LoadedModel:
     target_tokenizer: Tokenizer
     step: int
     digest: str
-
-
-def checkpoint_name(step: int) -> str:
-    """File name of a step's checkpoint, relative to the run directory."""
-    return f"checkpoints/step-{step:08d}.pt"
 
 
 def save_checkpoint(
@@ -70,13 +65,6 @@ def save_checkpoint(
     for step in older:
         if state.best is None or step != state.best.step:
             store.delete(run_id, checkpoint_name(step))
-
-
-def list_checkpoints(store: RunStore, run_id: str) -> list[int]:
-    """Steps of the checkpoints that a run has, ascending."""
-    directory = store.directory(run_id) / "checkpoints"
-    matches = (_NAME.fullmatch(path.name) for path in directory.glob("step-*.pt"))
-    return sorted(int(match[1]) for match in matches if match)
 
 
 def find_checkpoint(store: RunStore, run_id: str, which: str = "best") -> Path:
@@ -132,7 +120,8 @@ def load_model(path: Path, device: str = "cpu") -> LoadedModel:
     content = read_checkpoint(path)
     config = from_dict(content["config"])
     source_tokenizer, target_tokenizer = load_tokenizers(path.parents[1] / "tokenizers")
-    model = build_model(config.model, source_tokenizer.size, target_tokenizer.size, config.loss, seed=config.seed)
+    trained = drawn(config)
+    model = build_model(trained.model, source_tokenizer.size, target_tokenizer.size, trained.loss, seed=config.seed)
     model.load_state_dict(content["parameters"], strict=False)
     missing = dict(model.named_parameters()).keys() - content["parameters"].keys()
     if missing:

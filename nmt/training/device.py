@@ -24,13 +24,18 @@ def prepare_device(config: RunConfig) -> str:
         raise UserError("no CUDA device is visible to this process", where="device", allowed=["cpu", "auto"])
     device = "cuda" if available and config.device != "cpu" else "cpu"
     torch.set_num_threads(config.threads or available_cores())
+    prepare_arithmetic(device, config.deterministic)
+    return device
+
+
+def prepare_arithmetic(device: str, deterministic: bool) -> None:
+    """Set the switches of this process that decide bits, for whatever computes on `device` in it."""
     torch.set_float32_matmul_precision("highest")
     # Every length of a batch is a shape of its own to oneDNN, which keeps a compiled kernel for each of the last 1,024:
     # gigabytes after an hour of bf16 on the CPU. It reads the variable when it compiles its first.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     if device == "cuda":
-        _prepare_cuda(config.deterministic)
-    return device
+        _prepare_cuda(deterministic)
 
 
 def _prepare_cuda(deterministic: bool) -> None:

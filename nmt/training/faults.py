@@ -1,36 +1,38 @@
 """Injected failures at named points, for tests of resumption: `faults=[kill@checkpoint:40]`.
 
-A fault is `kill@<point>:<step>`; the process kills itself with SIGKILL when it reaches the point at that step. Points:
+A fault is `kill@<point>:<step>` or `stop@<point>:<step>`: when the process reaches the point at that step, it sends
+itself SIGKILL, or SIGSTOP, after which it stands still until somebody sends SIGCONT. Points:
 `slot` (in the middle of a step), `checkpoint` (data written, not yet under its name), `evaluation` (validation decoded,
 nothing recorded), `recorded` (evaluation recorded, checkpoint not begun).
 """
 
 from __future__ import annotations
 
-import os
 import re
 import signal
+import threading
 from collections.abc import Sequence
 
 from nmt.errors import UserError
 
 POINTS = ("slot", "checkpoint", "evaluation", "recorded")
+SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
 
 
 class Faults:
     """The faults of one process."""
 
     def __init__(self, specifications: Sequence[str] = ()):
-        self._kills: set[tuple[str, int]] = set()
+        self._signals: dict[tuple[str, int], signal.Signals] = {}
         for text in specifications:
-            match = re.fullmatch(r"kill@(\w+):(\d+)", text)
-            if match is None or match[1] not in POINTS:
-                raise UserError(
-                    f"'{text}' is not a fault", where="faults", allowed=[f"kill@{point}:<step>" for point in POINTS]
-                )
-            self._kills.add((match[1], int(match[2])))
+            match = re.fullmatch(r"(\w+)@(\w+):(\d+)", text)
+            if match is None or match[1] not in SIGNALS or match[2] not in POINTS:
+                allowed = [f"{name}@{point}:<step>" for name in SIGNALS for point in POINTS]
+                raise UserError(f"'{text}' is not a fault", where="faults", allowed=allowed)
+            self._signals[match[2], int(match[3])] = SIGNALS[match[1]]
 
     def reach(self, point: str, step: int) -> None:
-        """Say that `point` of `step` is reached; does not return where a fault is set there."""
-        if (point, step) in self._kills:
-            os.kill(os.getpid(), signal.SIGKILL)
+        """Say that `point` of `step` is reached; returns late or never where a fault is set there."""
+        if (point, step) in self._signals:
+            # To this thread: a signal to the process may reach another first, and this one would go on for a moment.
+            signal.pthread_kill(threading.get_ident(), self._signals[point, step])

@@ -29,6 +29,8 @@ class RunState:
     seconds: training time, the parts before an interruption included, evaluation and checkpoints excluded.
     target_tokens: tokens trained on so far.
     metrics_bytes: length of metrics.jsonl at this state; what lies beyond belongs to steps that are done again.
+    journal_bytes: lengths of the run's journals at this state, by name; see `nmt.training.journals`.
+    energy: what was measured of it so far; see `nmt.training.energy`.
     evaluation_steps: where evaluations fell (with `validation.every_minutes` that is history, and replayed).
     rate_scale: what a plateau schedule has made of the learning rate.
     timing: `shared` once any part of the run shared its machine with another, else `exclusive`.
@@ -47,10 +49,16 @@ class RunState:
     best: Best | None = None
     diverged: str = ""
     timing: str = "exclusive"
+    journal_bytes: dict[str, int] = field(default_factory=dict)
+    energy: dict[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for a checkpoint."""
-        return dataclasses.asdict(self)
+        """Plain data for a checkpoint; without journals and energy where there are none, as before there were any."""
+        data = dataclasses.asdict(self)
+        for name in ("journal_bytes", "energy"):
+            if not data[name]:
+                del data[name]
+        return data
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> RunState:

@@ -5,18 +5,19 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import signal
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
-from distributed.strategy import StepStats, Strategy
+from distributed.strategy import StateLost, StepStats, Strategy
 from nmt.config.schema import RunConfig
+from nmt.config.seeds import drawn
 from nmt.evaluation.catalogue import improves, key
+from nmt.events import record_event
 from nmt.runs import FORMAT_VERSION, RunStatus, RunStore
+from nmt.training.agenda import Agenda
 from nmt.training.checkpoint import (
     check_identity,
     checkpoint_name,
@@ -25,16 +26,23 @@ from nmt.training.checkpoint import (
     read_checkpoint,
     save_checkpoint,
 )
+from nmt.training.energy import EnergyAccount
 from nmt.training.faults import Faults
+from nmt.training.journals import append_journals, cut_journals
 from nmt.training.observers import Observer, Record
 from nmt.training.probe import probe_metrics
 from nmt.training.state import Best, RunState
+from nmt.training.stop_signals import StopSignals
+from nmt.training.strategy_report import report_metrics
 
 Validate = Callable[[torch.nn.Module], dict[str, float]]
 
 
 class Interrupted(Exception):
-    """A signal asked the run to stop; a checkpoint of the last finished step is written."""
+    """A signal, named by the text, asked the run to stop; a checkpoint of the last finished step is written.
+
+    Unless the state of that step was lost meanwhile: then the newest checkpoint is an older one.
+    """
 
 
 class Trainer:
@@ -48,7 +56,7 @@ class Trainer:
     sample: scores it on training text, beside each evaluation; None does not.
     vocabulary: target vocabulary size, for the collapse check.
     timing: `exclusive` where nothing else ran on the machine's cores, else `shared`.
-    status: the run's status as training begins; progress is recorded on it.
+    status: the run's status as training begins; progress is recorded on it, and events under its attempt.
     observer: told of every step and evaluation.
     clock: seconds from any origin.
     """
@@ -71,45 +79,76 @@ class Trainer:
         self.store, self.run_id, self.config, self.strategy = store, run_id, config, strategy
         self.validate, self.sample, self.vocabulary, self.timing = validate, sample, vocabulary, timing
         self.status, self.observer, self.clock = status, observer, clock
-        self.faults = Faults(config.faults)
+        self.faults, self.drawn = Faults(config.faults), drawn(config)
         self.state = RunState()
-        self._replay: frozenset[int] = frozenset()
+        self.agenda = Agenda(config)
         self._since_log = (0, 0.0)
 
     def run(self) -> tuple[str, str]:
         """Train to the end of the budget; returns the final state and its reason.
 
         The state is `finished` (reason `budget` or `patience`) or `diverged` (reason in words). Raises Interrupted
-        after a signal.
+        after a signal, LeaseLostError where another attempt has taken the run over, and what the strategy raises.
         """
         self._resume()
+        self._energy = EnergyAccount(self.state, self.strategy.report())
         if self.timing == "shared":
             self.state.timing = "shared"
-        state, training = self.state, self.config.training
-        log_every, save_every = training.log_every_steps, training.checkpoint_every_steps
+        state = self.state
         self.observer.started(state, self.config)
         try:
             with StopSignals() as stop:
-                while not self._is_over():
-                    stats = self._step()
-                    record = self._log(stats) if state.diverged or state.step % log_every == 0 else None
-                    self.observer.trained(state.step, record)
-                    if state.diverged or self._evaluation_is_due():
-                        self._evaluate()
-                    elif stop.requested or (save_every and state.step % save_every == 0):
-                        self._save()
-                    if stop.requested and not self._is_over():
-                        raise Interrupted
+                try:
+                    self._train(stop)
+                except StateLost as lost:
+                    if not stop.requested:
+                        raise
+                    self._stop(stop, str(lost))  # who asked for a stop may have stopped the other processes too
         finally:
             self.observer.ended()
         if state.diverged:
             return "diverged", state.diverged
         return "finished", "patience" if self._out_of_patience() else "budget"
 
-    def _step(self) -> StepStats:
+    def _train(self, stop: StopSignals) -> None:
+        state = self.state
+        while not self._is_over():
+            self._advance()
+            asked, due = stop.requested, self.agenda.is_evaluated(state)
+            if asked or due or state.diverged:
+                self._come_to_rest()
+            if due or state.diverged or self.agenda.is_evaluated(state):
+                self._evaluate()
+            elif asked or self.agenda.is_saved(state.step):
+                self._save()
+            else:
+                continue
+            if stop.requested and not self._is_over():
+                self._stop(stop)
+
+    def _stop(self, stop: StopSignals, loss: str = "") -> NoReturn:
+        self._event("stop", step=self.state.step, notice=f"{stop.requested}; {loss}" if loss else stop.requested)
+        raise Interrupted(stop.requested)
+
+    def _advance(self, last: int | None = None) -> None:
+        """One step, its line in the log, and word of it; behind step `last` none is to be begun."""
+        state = self.state
+        self.store.check(self.run_id)
+        horizon = self.agenda.horizon(state.step + 1)
+        stats = self._step(horizon if last is None else min(horizon, last))
+        logged = state.diverged or state.step % self.config.training.log_every_steps == 0
+        self.observer.trained(state.step, self._log(stats) if logged else None)
+
+    def _come_to_rest(self) -> None:
+        """Make the steps that the strategy has begun already, so that nothing of it is under way."""
+        last = self.strategy.halt()
+        while self.state.step < last:
+            self._advance(last)
+
+    def _step(self, horizon: int) -> StepStats:
         begin = self.clock()
-        index, every = self.state.step + 1, self.config.training.probe.every_steps
-        stats = self.strategy.step(index, self.state.rate_scale, probe=bool(every) and index % every == 0)
+        index = self.state.step + 1
+        stats = self.strategy.step(index, self.state.rate_scale, self.agenda.is_probed(index), horizon)
         self.state.seconds += self.clock() - begin
         self.state.step += 1
         self.state.target_tokens += stats.target_tokens
@@ -118,7 +157,8 @@ class Trainer:
             self._write(line | probe_metrics(stats))
         if not (math.isfinite(stats.loss) and math.isfinite(stats.gradient_norm)):
             # The update was not applied, so the model as it was can still be scored.
-            self.state.diverged = f"loss {stats.loss}, gradient norm {stats.gradient_norm} at step {stats.index}"
+            reason = f"loss {stats.loss}, gradient norm {stats.gradient_norm} at step {stats.index}"
+            self.state.diverged = self.state.diverged or reason
         return stats
 
     def _log(self, stats: StepStats) -> Record:
@@ -146,6 +186,8 @@ class Trainer:
         state = self.state
         begin = self.clock()
         self.strategy.synchronize()
+        if self._energy.measurable:
+            self._energy.add("training", self.strategy.report())
         with self.strategy.evaluation_model() as model:
             metrics = self.validate(model)
             beside = self.sample(model) if self.sample else {}
@@ -154,6 +196,8 @@ class Trainer:
         digest = digest_tensors(snapshot["parameters"])
         best = self._rank(metrics, digest)
         self._check_collapse(metrics)
+        report = self.strategy.report()
+        self._energy.add("evaluation", report)
         state.evaluation_steps.append(state.step)
         state.seconds_at_evaluation = state.seconds
         record: Record = {
@@ -164,6 +208,8 @@ class Trainer:
             "evaluation_seconds": self.clock() - begin,
             **metrics,
             **beside,
+            **report_metrics(report),
+            **self._energy.record(),
             "best": best,
             "parameters_sha256": digest,
             "optimizer_sha256": digest_tensors(snapshot["optimizer"]),
@@ -176,7 +222,7 @@ class Trainer:
         self.observer.evaluated(record)
 
     def _rank(self, metrics: Mapping[str, float], digest: str) -> bool:
-        state, schedule = self.state, self.config.schedule
+        state, schedule = self.state, self.drawn.schedule
         name = self.config.validation.metric
         metric = key("val", name)
         if state.best is None or improves(name, metrics[metric], state.best.metrics[metric]):
@@ -186,23 +232,10 @@ class Trainer:
         state.evaluations_since_best += 1
         state.evaluations_since_decay += 1
         if schedule.name == "plateau" and state.evaluations_since_decay >= schedule.plateau_patience:
-            floor = schedule.minimum_rate / self.config.optimizer.learning_rate
+            floor = schedule.minimum_rate / self.drawn.optimizer.learning_rate
             state.rate_scale = max(floor, state.rate_scale * schedule.decay_rate)
             state.evaluations_since_decay = 0
         return False
-
-    def _evaluation_is_due(self) -> bool:
-        state, validation = self.state, self.config.validation
-        if state.step == self.config.training.max_steps:
-            return True
-        if validation.every_steps and state.step % validation.every_steps == 0:
-            return True
-        if not validation.every_minutes:
-            return False
-        if state.step <= max(self._replay, default=0):
-            # Steps done again after a crash: the clock already spoke, and the run must not depend on how often it dies.
-            return state.step in self._replay
-        return state.seconds - state.seconds_at_evaluation >= 60.0 * validation.every_minutes
 
     def _out_of_patience(self) -> bool:
         patience = self.config.validation.patience
@@ -229,17 +262,23 @@ class Trainer:
         # Non-finite numbers are written as JSON's common extension; every reader of ours accepts it.
         self.store.append_line(self.run_id, "metrics.jsonl", json.dumps(record))
 
+    def _event(self, kind: str, **facts: Any) -> None:
+        record_event(self.store, self.run_id, kind, self.status.attempts, **facts)
+
     def _save(self, snapshot: Mapping[str, Any] | None = None) -> None:
-        state = self.state
+        state, begin = self.state, time.perf_counter()
+        snapshot = snapshot or self.strategy.state()
+        append_journals(self.store, self.run_id, self.strategy.journals(), state.journal_bytes)
         state.metrics_bytes = (self.store.directory(self.run_id) / "metrics.jsonl").stat().st_size
         save_checkpoint(
             self.store,
             self.run_id,
             self.config,
             state,
-            snapshot or self.strategy.state(),
+            snapshot,
             before_rename=lambda: self.faults.reach("checkpoint", state.step),
         )
+        self._event("checkpoint", step=state.step, seconds=time.perf_counter() - begin)
 
     def _resume(self) -> None:
         """Go on from the newest checkpoint; without one, from the start."""
@@ -255,7 +294,8 @@ class Trainer:
             self.state = RunState.from_dict(content["state"])
             self.strategy.load_state(content)
             self.store.truncate(self.run_id, "metrics.jsonl", self.state.metrics_bytes)
-        self._replay = frozenset(past - set(self.state.evaluation_steps))
+        cut_journals(self.store, self.run_id, self.state.journal_bytes)
+        self.agenda = Agenda(self.config, past - set(self.state.evaluation_steps))
         self._since_log = (self.state.target_tokens, self.state.seconds)
 
     def _recorded_evaluation_steps(self) -> set[int]:
@@ -271,32 +311,3 @@ class Trainer:
             if record.get("kind") == "evaluation":
                 steps.add(record["step"])
         return steps
-
-
-class StopSignals(AbstractContextManager["StopSignals"]):
-    """SIGINT and SIGTERM ask for a stop at the next step boundary; a second one stops the process at once.
-
-    Outside the main thread, where Python allows no handlers, it never asks for anything.
-    """
-
-    def __init__(self) -> None:
-        self.requested = False
-        self._previous: dict[int, Any] = {}
-
-    def __enter__(self) -> StopSignals:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            try:
-                self._previous[number] = signal.signal(number, self._handle)
-            except ValueError:
-                break
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number: int, frame: object) -> None:
-        if self.requested:
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
-        self.requested = True

@@ -15,14 +15,17 @@ from distributed.strategy import BatchPlan, OptimizerSpec, Stage, WorkloadSpec
 from nmt import registry
 from nmt.config import from_dict, to_dict
 from nmt.config.schema import RunConfig, SearchConfig
+from nmt.config.seeds import drawn, stream_seed
 from nmt.data.batching import Batch, Sampler, collate
 from nmt.data.bpe_dropout import DroppedBatches
 from nmt.data.prepare import EncodedText, PreparedData, prepare
 from nmt.errors import UserError, did_you_mean
 from nmt.models.dropout import AddressedDropout
+from nmt.models.fine_stages import cut_rows
 from nmt.models.scheduled_sampling import ScheduledSampling, probability_at
 from nmt.models.seq2seq import Seq2Seq, build_model, embedding_tables
 from nmt.models.watch import GradientWatch
+from nmt.training.device import prepare_arithmetic
 from nmt.training.faults import Faults
 from nmt.training.schedule import learning_rate
 from nmt.training.transfer import to_device
@@ -51,25 +54,37 @@ class TranslationWorkload:
     """Batches, model and schedule of one run; everything is a function of (config, step, slot)."""
 
     def __init__(self, config: RunConfig, device: str, prepared: PreparedData | None = None):
-        self.config = config
+        self.config = config = drawn(config)
         self.device = device
         self.prepared = prepared or prepare(config)
         batch = config.batch
         self.plan = BatchPlan(batch.micro_batches, batch.groups or batch.micro_batches)
         self.optimizer = optimizer_spec(config)
         self._faults = Faults(config.faults)
+        self._dropout_seed = stream_seed(config, "dropout")
         train = self.prepared.train
-        self.sampler = Sampler(train.source_lengths, train.target_lengths, batch, config.seed)
+        self.sampler = Sampler(train.source_lengths, train.target_lengths, batch, stream_seed(config, "data"))
         self._dropped = DroppedBatches(config, self.prepared, self.sampler) if config.tokenizer.dropout else None
 
-    def build_model(self) -> Seq2Seq:
-        """The model with its first parameters, drawn from the run's seed."""
-        return fresh_model(self.config, self.prepared).to(self.device)
+    def build_model(self, fine: bool = False) -> Seq2Seq:
+        """The model with its first parameters, drawn from the seed of that stream.
 
-    def stages(self, model: torch.nn.Module) -> Sequence[Stage]:
-        """Encoder, decoder, and output layer with the loss; the last two in one with scheduled sampling."""
+        `fine`: with rows of the output layer as parameters of their own; see `nmt.models.fine_stages.cut_rows`.
+        """
+        model = fresh_model(self.config, self.prepared).to(self.device)
+        if fine and self.config.training.scheduled_sampling.form == "none":
+            cut_rows(model)
+        return model
+
+    def stages(self, model: torch.nn.Module, fine: bool = False) -> Sequence[Stage]:
+        """Encoder, decoder, and output layer with the loss; the last two in one with scheduled sampling.
+
+        `fine`: cut wherever the model can be and keeps its bits: in mixed precision the directions of an encoder's
+        layer stay together.
+        """
         assert isinstance(model, Seq2Seq)
-        return model.stages(sampled=self.config.training.scheduled_sampling.form != "none")
+        training = self.config.training
+        return model.stages(training.scheduled_sampling.form != "none", fine, directions=training.precision != "bf16")
 
     def slot_tokens(self, index: int) -> Sequence[int]:
         """Target tokens of each slot of step `index`."""
@@ -82,7 +97,7 @@ class TranslationWorkload:
         batch = collate(*self._sentences(index, slot), self._source_time(index))
         return TranslationSlot(
             batch=to_device(batch, self.device),
-            dropout=AddressedDropout(self.config.seed, index, slot),
+            dropout=AddressedDropout(self._dropout_seed, index, slot),
             target_tokens=int(batch.target_lengths.sum()),
             source_tokens=int(batch.source_lengths.sum()),
             sampling=self._sampling(index, slot),
@@ -115,7 +130,7 @@ class TranslationWorkload:
         probability = probability_at(config, index)
         if not probability:
             return None
-        return ScheduledSampling(config.form, probability, self.config.seed, index, slot)
+        return ScheduledSampling(config.form, probability, self._dropout_seed, index, slot)
 
     def autocast(self) -> AbstractContextManager[Any]:
         """bf16 products where the run asks for them."""
@@ -128,14 +143,20 @@ def workload_spec(config: RunConfig, device: str) -> WorkloadSpec:
 
 
 def translation_workload(config: Mapping[str, Any], device: str) -> TranslationWorkload:
-    """Build the workload in this process; the factory that `workload_spec` names."""
-    return TranslationWorkload(from_dict(config), device)
+    """Build the workload in this process, and let it compute as the run does; the factory that `workload_spec` names.
+
+    How many threads it has is up to whoever started it.
+    """
+    complete = from_dict(config)
+    prepare_arithmetic(device, complete.deterministic)
+    return TranslationWorkload(complete, device)
 
 
 def fresh_model(config: RunConfig, prepared: PreparedData) -> Seq2Seq:
     """The model of a run with its first parameters, on the CPU."""
+    config, seed = drawn(config), stream_seed(config, "initialisation")
     return build_model(
-        config.model, prepared.source_tokenizer.size, prepared.target_tokenizer.size, config.loss, seed=config.seed
+        config.model, prepared.source_tokenizer.size, prepared.target_tokenizer.size, config.loss, seed=seed
     )
 
 

@@ -96,5 +96,10 @@ def without_dropout(config: Any) -> Any:
         fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
         return dataclasses.replace(config, **without_dropout(fields))
     if isinstance(config, dict):
-        return {key: 0.0 if key.startswith("dropout") else without_dropout(value) for key, value in config.items()}
+        return {key: 0.0 if _is_probability(key, value) else without_dropout(value) for key, value in config.items()}
     return config
+
+
+def _is_probability(key: str, value: Any) -> bool:
+    """Whether a key is a probability of dropping: `seeds.dropout`, a whole number, is the seed of its masks."""
+    return key.startswith("dropout") and isinstance(value, float)

@@ -19,7 +19,7 @@ from nmt.runs import LocalRunStore
 
 LEAST_BLEU = 70.0  # two replicates on a CPU reach 86.6 (docs/results.md, quickstart, Add-512)
 BF16 = "training.precision=bf16"
-_TIMES = {"seconds", "evaluation_seconds", "tokens_per_second", "timing", "peak_memory_bytes", "convergence"}
+_TIMES = {"seconds", "evaluation_seconds", "tokens_per_second", "timing", "peak_memory_bytes", "convergence", "energy"}
 
 
 @dataclass(frozen=True)

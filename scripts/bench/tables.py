@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -15,12 +15,14 @@ class Part:
     """A part of the report.
 
     text: paragraphs and tables. figures: all that was measured, as JSON has it. ratios: dimensionless, by name.
+    seconds: times that are figures of their own, by name.
     """
 
     title: str
     text: Sequence[str]
     figures: Any
     ratios: dict[str, float]
+    seconds: dict[str, float] = field(default_factory=dict)
 
     def markdown(self) -> str:
         """Heading and text."""

@@ -31,8 +31,8 @@ class Bilinear:
 
     @classmethod
     def through(cls, value: Callable[[int, int], float]) -> Bilinear:
-        """The one that agrees with `value` where s and t are 4 or 8, and so everywhere if `value` is bilinear."""
-        low, high = 4, 8
+        """The one that agrees with `value` where s and t are 2 or 4, and so everywhere if `value` is bilinear."""
+        low, high = 2, 4
         corner, right, up, both = value(low, low), value(high, low), value(low, high), value(high, high)
         side = high - low
         d = (both - right - up + corner) / side**2

@@ -7,9 +7,7 @@ milliseconds and never inherits state of another.
 from __future__ import annotations
 
 import multiprocessing
-import os
 import signal
-import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -21,9 +19,20 @@ from pathlib import Path
 from types import FrameType
 
 from nmt.config.schema import ExecutorConfig
-from nmt.environment import available_cores
+from nmt.errors import UserError
 from nmt.runs import RunStore
-from sweeps.executors.placement import place
+from sweeps.executors.children import cause_of_death, leave_terminal
+from sweeps.executors.needs import amounts
+from sweeps.executors.placement import (
+    CPU,
+    Node,
+    Placement,
+    distinct_bundles,
+    no_line,
+    place,
+    process_needs,
+    this_machine,
+)
 from sweeps.worker import Outcome, WorkItem, record_failure, run_work_item
 
 POLL_SECONDS = 0.5
@@ -31,9 +40,18 @@ PRELOAD = [  # what a run imports only when it gets there, and torch with it
     "nmt.train",
     "nmt.data.prepare",
     "nmt.evaluate",
+    "nmt.training.fit",
     "nmt.training.trainer",
     "nmt.training.validation",
     "nmt.training.workload",
+    "nmt.training.device",
+    "nmt.models.cell_kinds",
+    "nmt.models.decoding",
+    "nmt.evaluation.models",
+    "nmt.search.ensemble",
+    "distributed.single",
+    "sacrebleu.metrics",
+    "sacremoses",
 ]
 LOG = "worker.log"  # what a run's process and its libraries print, in the run directory
 
@@ -56,9 +74,13 @@ class InlineExecutor:
     def __init__(self, config: ExecutorConfig, store: RunStore, *, in_process: bool = False):
         self.config, self.store, self.in_process = config, store, in_process
 
-    def execute(self, items: Sequence[WorkItem], on_poll: Callable[[], None]) -> None:
+    def execute(
+        self, items: Sequence[WorkItem], on_poll: Callable[[], None], say: Callable[[str], None] = no_line
+    ) -> None:
         """Run all items; see `sweeps.executors.placement.Executor`."""
-        placement = place(self.config, items, cores=available_cores())
+        machine = this_machine()
+        placement = place(self.config, items, [machine])
+        check_cores(self.config, items, placement, machine)
         placed = [placement.place(item) for item in items]
         if self.in_process:
             self._here(placed, on_poll)
@@ -122,8 +144,25 @@ class InlineExecutor:
             return may_retry and any(outcome.retry for outcome in outcomes)
         if not stopping:
             for run_id in dict.fromkeys(child.item.run_ids):
-                record_failure(self.store, run_id, f"the process died: {_cause(child.process.exitcode)}")
+                record_failure(self.store, run_id, f"the process died: {cause_of_death(child.process.exitcode)}")
         return may_retry
+
+
+def check_cores(config: ExecutorConfig, items: Sequence[WorkItem], placement: Placement, machine: Node) -> None:
+    """Raise UserError for a run of several processes that ask for more cores than the machine has.
+
+    Nobody deals out anything else here. A run's process starts the others itself.
+    """
+    has = machine.resources.get(CPU, 1.0)
+    for bundles in distinct_bundles(items, process_needs(config, placement.threads), placement.core_share):
+        needs = sum(bundle.get(CPU, 0.0) for bundle in bundles)
+        if len(bundles) > 1 and needs > has:
+            raise UserError(
+                f"a run of {len(bundles)} processes needs {amounts({CPU: needs})}, and this machine has "
+                f"{amounts({CPU: has})}",
+                where="distribution",
+                hint="executor.oversubscribe=true lets processes share cores, executor=ray_tune uses other nodes too",
+            )
 
 
 @contextmanager
@@ -150,36 +189,6 @@ def _stop_signals(children: list[_Child]) -> Iterator[threading.Event]:
 
 
 def _child_main(item: WorkItem, log: Path, outcomes: Connection) -> None:
-    # A terminal sends Ctrl-C to its whole process group. Out of the group, this process hears of it once: from the
-    # parent. (Twice would mean "stop at once".)
-    os.setpgid(0, 0)
-    threading.Thread(target=_stop_with_parent, daemon=True).start()
-    _print_into(log)
+    leave_terminal(log)
     with outcomes:
         outcomes.send(run_work_item(item))
-
-
-def _stop_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        wait([parent.sentinel])
-        os.kill(os.getpid(), signal.SIGTERM)
-
-
-def _print_into(log: Path) -> None:
-    log.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    os.close(descriptor)
-
-
-def _cause(exitcode: int | None) -> str:
-    if exitcode is not None and exitcode < 0:
-        try:
-            return f"killed by {signal.Signals(-exitcode).name}"
-        except ValueError:
-            return f"killed by signal {-exitcode}"
-    return f"exit code {exitcode}"

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
 import numpy as np
-import pytest
+from chromium import FLAGS
 
 from nmt.data.tokenizer import WhitespaceTokenizer
 from nmt.data.vocabulary import Vocabulary
@@ -71,16 +70,13 @@ def search(line: str) -> TranslatedLine:
     return TranslatedLine(line, line.split(), found, trace)
 
 
-def test_a_search_can_be_looked_through(tmp_path: Path) -> None:
-    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if browser is None:
-        pytest.skip("there is no Chromium here to open the page in")
+def test_a_search_can_be_looked_through(tmp_path: Path, chromium: str) -> None:
     page = tmp_path / "tree.html"
     with beam_tree(str(page), 5, WhitespaceTokenizer(Vocabulary(WORDS, 6))) as tree:
         tree.add(0, search("der <b>neue</b> Turm </script>"))
         tree.add(3, search("noch einer"))
     page.write_text(page.read_text().replace("</body>", f"<script>{ACTIONS}</script></body>"))
-    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+    command = [chromium, "--headless", *FLAGS, f"--user-data-dir={tmp_path / 'profile'}"]
     shown = subprocess.run(
         [*command, "--window-size=1200,700", "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=60
     ).stdout

@@ -52,7 +52,10 @@ def model(experiment: str, units: int) -> Seq2Seq:
     return built
 
 
-@pytest.mark.parametrize(("experiment", "units", "beam"), [("t5_add_512", 64, 4), ("t2_lstm", 60, 1)])
+@pytest.mark.parametrize(
+    ("experiment", "units", "beam"),
+    [("t5_add_512", 64, 4), pytest.param("t2_lstm", 60, 1, marks=pytest.mark.exhaustive)],
+)
 def test_200_sentences_have_the_same_bits_for_every_batch_size(
     sentences: list[np.ndarray], experiment: str, units: int, beam: int
 ) -> None:

@@ -31,16 +31,12 @@ def items_of(plan: SweepPlan) -> list[WorkItem]:
     return [dataclasses.replace(item, trainer="fake_training:train") for item in plan.work_items()]
 
 
-def test_every_outcome_on_a_cluster(
-    ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_every_outcome_on_a_cluster(ray_cluster: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     plan = plan_of("steady", "crashes", "dies")
-    storage = tmp_path / "temporary"
-    storage.mkdir()
-    monkeypatch.setattr("tempfile.tempdir", str(storage))
     polls: list[threading.Thread] = []
-    executor = RayTuneExecutor(ExecutorConfig(retries=1), plan.store)
-    executor.execute(items_of(plan), lambda: polls.append(threading.current_thread()))
+    said: list[str] = []
+    executor = RayTuneExecutor(ExecutorConfig(retries=1, address=ray_cluster), plan.store)
+    executor.execute(items_of(plan), lambda: polls.append(threading.current_thread()), said.append)
     statuses = [plan.store.status(run.run_id) for run in plan.runs]
     assert [(status.state, status.attempts) for status in statuses] == [
         ("finished", 1),
@@ -52,23 +48,33 @@ def test_every_outcome_on_a_cluster(
     assert rows[0].replicates[0].timing == "shared"
     assert rows[2].replicates[0].error.startswith("the process died: ")
     assert statuses[0].pid != os.getpid()
-    assert list(storage.iterdir()) == []  # nothing of Tune's stays behind
-    assert polls
+    assert list((tmp_path / "runs" / ".sweeps").iterdir()) == []  # nothing of Tune's stays behind
+    assert set(polls) == {threading.main_thread()}
+    assert said == [
+        "a run needs 1 CPU; the cluster with 4 CPUs, 1 GPU: 3 at a time",
+        "runs are given no GPU and see none: executor.gpus_per_run=1 gives each one, a fraction shares one",
+    ]
     assert capfd.readouterr() == ("", "")  # the screen belongs to the live table
 
 
-def test_more_replicates_run_alone(ray_cluster: None) -> None:
-    executor = RayTuneExecutor(ExecutorConfig(), plan_of("steady").store)
-    executor.execute(items_of(plan_of("steady", replicates=2)), lambda: None)
+@pytest.mark.exhaustive
+def test_more_replicates_run_alone_in_one_process_after_the_other(ray_cluster: str) -> None:
+    config = ExecutorConfig(address=ray_cluster, workers=1)
+    first = plan_of("steady", replicates=2)
+    RayTuneExecutor(config, first.store).execute(items_of(first), lambda: None)
+    # What training has imported stays for the next replicate.
+    assert len({first.store.status(run.run_id).pid for run in first.runs}) == 1
     more = plan_of("steady", replicates=3)
     assert [item.run_ids for item in more.work_items()] == [(more.runs[2].run_id,)]
-    executor.execute(items_of(more), lambda: None)
+    RayTuneExecutor(config, more.store).execute(items_of(more), lambda: None)
     assert [more.store.status(run.run_id).attempts for run in more.runs] == [1, 1, 1]
     assert plan_of("steady", replicates=3).work_items() == []
 
 
-def test_what_the_cluster_does_not_have_is_refused(ray_cluster: None) -> None:
+def test_what_the_cluster_does_not_have_is_refused(ray_cluster: str) -> None:
     plan = plan_of("steady")
-    with pytest.raises(UserError, match=r"a run needs 1 GPUs and the cluster has 0"):
-        RayTuneExecutor(ExecutorConfig(gpus_per_run=1.0), plan.store).execute(items_of(plan), lambda: None)
+    with pytest.raises(UserError, match=r"gpus_per_run: a run needs 2 GPUs on one node; the cluster has 1 GPU"):
+        RayTuneExecutor(ExecutorConfig(gpus_per_run=2.0, address=ray_cluster), plan.store).execute(
+            items_of(plan), lambda: None
+        )
     assert plan.store.list_runs() == []

@@ -40,7 +40,7 @@ TRAIN = [
     "training.scheduled_sampling.ramp_steps=20",
     "validation.every_steps=8",
 ]
-TIMES = {"seconds", "evaluation_seconds", "tokens_per_second", "timing"}
+TIMES = {"seconds", "evaluation_seconds", "tokens_per_second", "timing", "energy"}
 PROBE = ["training.probe.every_steps=4", "training.probe.sentences=20"]
 
 
@@ -62,7 +62,9 @@ def records(runs: Path) -> list[dict[str, Any]]:
     store = LocalRunStore(runs)
     (run_id,) = store.list_runs()
     lines = (store.directory(run_id) / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k not in TIMES} for line in lines]
+    return [
+        {k: v for k, v in json.loads(line).items() if k not in TIMES and not k.startswith("energy/")} for line in lines
+    ]
 
 
 def undisturbed(runs: Path, form: str) -> list[dict[str, Any]]:
@@ -85,6 +87,7 @@ def probed(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return undisturbed(tmp_path_factory.mktemp("undisturbed"), "embedding")
 
 
+@pytest.mark.exhaustive
 def test_killed_and_resumed_is_the_undisturbed_run(probed: list[dict[str, Any]], tmp_path: Path) -> None:
     assert [record["step"] for record in probed if record["kind"] == "probe"] == [4, 8, 12, 16]
     assert killed_and_resumed(tmp_path, "embedding", ["slot:7", "recorded:16"]) == probed
@@ -98,6 +101,7 @@ def test_wherever_and_however_often_it_is_killed(tmp_path: Path, form: str, poin
     assert killed_and_resumed(tmp_path / "killed", form, points) == expected
 
 
+@pytest.mark.exhaustive
 def test_probes_change_no_bit_of_a_run(probed: list[dict[str, Any]], tmp_path: Path) -> None:
     done = nmt(tmp_path, "embedding")
     assert done.returncode == 0, done.stderr

@@ -5,16 +5,14 @@ from __future__ import annotations
 import dataclasses
 import io
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from commands import Command
 
 from nmt.cli import main
 from nmt.config import compose
 from nmt.config.schema import RunConfig
-
-Command = Callable[..., tuple[int, str, str]]  # words and stdin to exit code, stdout and stderr
 
 
 def tiny_run(runs: Path, *overrides: str) -> RunConfig:

@@ -29,6 +29,7 @@ def ours_alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, dic
     return states, done.stdout, json.loads((states / "all.json").read_text())
 
 
+@pytest.mark.exhaustive
 def test_our_own_system_is_measured_without_peers(ours_alone: tuple[Path, str, dict]) -> None:
     _, page, found = ours_alone
     assert "## 16 units, 1 thread" in page and "a search ends when" in page
@@ -39,6 +40,7 @@ def test_our_own_system_is_measured_without_peers(ours_alone: tuple[Path, str, d
     assert set(one["decoding"][0]["arms"]["ours"][0]["tried"]) == {"4", "8"}
 
 
+@pytest.mark.exhaustive
 def test_steps_are_ours_in_order_and_tokens_those_of_the_sampler(ours_alone: tuple[Path, str, dict]) -> None:
     from nmt.config import compose
     from nmt.data.batching import Sampler
@@ -53,6 +55,7 @@ def test_steps_are_ours_in_order_and_tokens_those_of_the_sampler(ours_alone: tup
     assert one["training"]["tokens"] == sum(sampler.slot_tokens(5)) + sum(sampler.slot_tokens(6))
 
 
+@pytest.mark.exhaustive
 def test_a_trained_state_is_read_again(ours_alone: tuple[Path, str, dict]) -> None:
     states, _, first = ours_alone
     again = bench("peers=", *TINY, *CORPUS, "train_steps=3", f"states={states}", f"json={states / 'again.json'}")
@@ -77,6 +80,7 @@ def test_mistakes_are_told_in_a_line(word: str, said: str) -> None:
     assert said in done.stderr and "Traceback" not in done.stderr and len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.exhaustive
 def test_without_a_registry_the_installation_says_so_in_a_line(tmp_path: Path) -> None:
     nowhere = {"PIP_NO_INDEX": "1", "PIP_CONFIG_FILE": os.devnull, "PIP_FIND_LINKS": "", "PIP_EXTRA_INDEX_URL": ""}
     done = bench("action=install", "peers=joeynmt", f"environments={tmp_path}", **nowhere)

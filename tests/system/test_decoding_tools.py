@@ -351,7 +351,7 @@ def test_a_grid_goes_on_where_it_was(
     assert "21.71 ± 0.25 (22.04)" in out and "scale=smoke" in out
     report = store / "reports" / f"two-{train_id}"
     assert sorted(path.name for path in report.iterdir()) == [
-        "figure.png", "figure.svg", "sweep.json", "table.csv", "table.md",
+        "figure.png", "figure.svg", "report.html", "report.md", "sweep.json", "table.csv", "table.md", "table.tex",
     ]  # fmt: skip
 
     monkeypatch.setattr(decoding, "decode", None)  # nothing is decoded any more

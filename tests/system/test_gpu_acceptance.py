@@ -13,7 +13,7 @@ import pytest
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "gpu_acceptance.py"
 QUICK = "device,training,agreement,launches,graph"
 ALL = ["device", "training", "resume", "determinism", "agreement", "beam", "bf16", "launches", "speed", "beam_speed",
-       "peers", "graph"]  # fmt: skip
+       "staging", "parameter_server", "ddp", "peers", "graph"]  # fmt: skip
 
 
 def rehearse(*words: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
@@ -21,6 +21,7 @@ def rehearse(*words: str, timeout: float = 300) -> subprocess.CompletedProcess[s
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=os.environ | {"PYTHONPATH": ""})
 
 
+@pytest.mark.exhaustive
 def test_a_rehearsal_prints_verdicts_and_writes_figures(tmp_path: Path) -> None:
     done = rehearse(f"only={QUICK}", f"json={tmp_path / 'all.json'}", f"report={tmp_path / 'report.md'}")
     assert done.returncode == 0, done.stderr + done.stdout

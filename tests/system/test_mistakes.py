@@ -52,6 +52,23 @@ def assert_one_line(done: subprocess.CompletedProcess[str], *parts: str) -> None
         (["train", "data=files"], ["train.source", "no such file", "data.dir"]),
         (["train", "faults=[explode]"], ["faults", "kill@"]),
         (["sweep", "sweep=quikstart"], ["sweep", "quickstart"]),
+        (["sweep", "quickstart"], ["write sweep=quickstart"]),
+        (["sweep", "sweep=quickstart", "replicates=0"], ["replicates: 0 is out of range", ">= 1"]),
+        (["sweep", "experiment=baseline"], ["experiment=baseline: is no sweep by itself", "grid="]),
+        (["sweep", "experiment=basline", "grid=batch.size=8,16"], ["experiment", "did you mean baseline"]),
+        (["sweep", "grid=batch.size=8,16"], ["experiment: is needed with a grid"]),
+        (["sweep", "experiment=baseline", "grid=batch.size"], ["grid: 'batch.size' gives no values"]),
+        (["sweep", "experiment=baseline", "grid=batch.size=8,8"], ["grid: 2 rows are labelled 'size=8'"]),
+        (["sweep", "experiment=baseline", "grid=batch.size=range(1,3)"], ["grid: batch.size", "write the values out"]),
+        (["sweep", "experiment=baseline", "grid=seed=1,2"], ["grid: seed", "replicates=4"]),
+        (["sweep", "experiment=baseline", "grid=batch.size=8,0"], ["row 'size=0': batch.size", ">= 1"]),
+        (["sweep", "sweep=quickstart", "grid=batch.size=8,16"], ["not both"]),
+        (["sweep", "sweep=quickstart", "save=mine"], ["save=mine", "give grid="]),
+        (["sweep", "sweep=quickstart", "reuse=never"], ["reuse: 'never'", "any, same_code"]),
+        (["sweep", "search_space=rate_and_dropot"], ["search_space", "did you mean rate_and_dropout"]),
+        (["sweep", "sweep=quickstart", "trials=3"], ["trials=3", "give search_space="]),
+        (["status", "runs=/nonexistent"], ["/nonexistent: there is no such directory"]),
+        (["status", "wach=true"], ["wach", "did you mean watch"]),
         (["translate", "run=none"], ["run=none"]),
         (["translate", "rnu=x"], ["rnu", "did you mean run"]),
         (["evaluate", "run=none"], ["run=none"]),
@@ -70,6 +87,48 @@ def test_a_yaml_syntax_error_names_file_and_line(tmp_path: Path) -> None:
     assert_one_line(done, "conf/experiment/mine.yaml:3", "YAML syntax")
     (tmp_path / "conf" / "sweep" / "mine.yaml").write_text("title: x\nrows: [\n")
     assert_one_line(nmt("sweep", "sweep=mine", cwd=tmp_path), "conf/sweep/mine.yaml:", "YAML syntax")
+
+
+SWEEPS = {
+    "two rows of one label": (
+        "title: x\nrows: [{label: a}, {label: a, experiment: t2_lstm}]\n",
+        ["mine.yaml: rows: 2 rows are labelled 'a'"],
+    ),
+    "a missing experiment": (
+        "title: x\nrows: [{label: a, experiment: t2_lsmt}]\n",
+        ["row 'a': experiment: unknown option 't2_lsmt'", "did you mean t2_lstm"],
+    ),
+    "no replicates": ("title: x\nreplicates: 0\nrows: [{label: a}]\n", ["mine.yaml", "replicates: '0'", ">= 1"]),
+    "no rows": ("title: x\nrows: []\n", ["mine.yaml: rows", "at least one row"]),
+    "a misspelt key": (
+        "title: x\nrows: [{lable: a}]\n",
+        ["mine.yaml: rows[0]: unknown key 'lable'", "did you mean label"],
+    ),
+    "a misspelt override": (
+        "title: x\nrows: [{label: a, overrides: [model.decoder.layrs=1]}]\n",
+        ["row 'a': model.decoder.layrs", "did you mean model.decoder.layers"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("text", "parts"), SWEEPS.values(), ids=SWEEPS)
+def test_a_sweep_that_makes_no_sense(tmp_path: Path, text: str, parts: list[str]) -> None:
+    (tmp_path / "mine.yaml").write_text(text)
+    done = nmt("sweep", f"sweep={tmp_path / 'mine.yaml'}", *TINY, NMT_RUNS=str(tmp_path / "runs"))
+    assert_one_line(done, *parts)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_two_rows_that_are_one_run_are_told_trained_once_and_shown_twice(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("title: x\nrows: [{label: one}, {label: other, experiment: t2_gru}]\n")
+    words = ["sweep", f"sweep={tmp_path / 'mine.yaml'}", *TINY, "executor=inline", "replicates=1", "search=greedy"]
+    done = nmt(*words, NMT_RUNS=str(tmp_path / "runs"))
+    assert done.returncode == 0, done.stderr
+    assert "the same runs under several labels, trained once and shown with each: one and other" in done.stdout
+    assert len(LocalRunStore(tmp_path / "runs").list_runs()) == 1
+    rows = [line for line in done.stdout.splitlines() if line.startswith(("| one ", "| other "))]
+    assert len(rows) == 2
+    assert rows[0].split("|")[2:-2] == rows[1].split("|")[2:-2]
 
 
 FILES = [
@@ -139,7 +198,10 @@ def test_an_unreachable_tracking_store_does_not_stop_a_run(tmp_path: Path) -> No
     assert LocalRunStore(tmp_path).read_json(LocalRunStore(tmp_path).list_runs()[0], "result.json") is not None
 
 
-@pytest.mark.parametrize("script", sorted(path.name for path in (ROOT / "scripts").glob("*.py")))
+SCRIPTS = [path for path in sorted((ROOT / "scripts").glob("*.py")) if "__main__" in path.read_text(encoding="utf-8")]
+
+
+@pytest.mark.parametrize("script", [path.name for path in SCRIPTS])
 def test_a_misspelt_word_of_a_script_is_said_in_one_line(script: str, tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "scripts" / script), "mispelt=1"]
     if script == "bench_peers.py":

@@ -36,14 +36,16 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def nmt(environment: dict[str, str], *words: str) -> subprocess.CompletedProcess[str]:
+    """A command in that environment, on the store of the test that calls."""
     command = [sys.executable, "-m", "nmt.cli", *words]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    own = environment | {"NMT_RUNS": os.environ["NMT_RUNS"]}
+    return subprocess.run(command, env=own, capture_output=True, text=True, timeout=240)
 
 
 def test_an_installed_attention_is_swept(environment: dict[str, str], tmp_path: Path, isolated_runs: Path) -> None:
     sweep = tmp_path / "cosine.yaml"
     sweep.write_text(block("yaml"), encoding="utf-8")
-    done = nmt(environment | {"NMT_RUNS": str(isolated_runs)}, "sweep", f"sweep={sweep}", "executor=inline", *SMALL)
+    done = nmt(environment, "sweep", f"sweep={sweep}", "executor=inline", *SMALL)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "cosine" in done.stdout
     store = LocalRunStore(isolated_runs)

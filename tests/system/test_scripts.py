@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from nmt.runs import LocalRunStore, RunStatus
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
@@ -29,7 +31,8 @@ def test_a_finished_run_is_archived_without_weights_and_without_places(tmp_path:
     archive = tmp_path / "archive" / run_id
     names = {path.name for path in archive.iterdir()}
     assert names == {
-        *("config.yaml", "identity.json", "env.json", "status.json", "result.json", "metrics.jsonl", "decodes")
+        *("config.yaml", "identity.json", "env.json", "status.json", "result.json", "metrics.jsonl", "events.jsonl"),
+        "decodes",
     }
     kinds = [json.loads(line)["kind"] for line in (archive / "metrics.jsonl").read_text().splitlines()]
     assert kinds == ["header", "evaluation", "evaluation"]
@@ -63,6 +66,7 @@ def test_a_run_that_failed_is_not_archived(tmp_path: Path) -> None:
 TINY_MODEL = ["model.embedding.units=16", "model.encoder.units=8", "model.decoder.units=16", "model.attention.units=16"]
 
 
+@pytest.mark.exhaustive
 def test_the_benchmark_sets_what_is_achieved_against_the_floor(tmp_path: Path) -> None:
     words = ["rounds=1", "threads=1", "quick=true", "device=cpu", "shapes=recurrent_128", "precisions=fp32"]
     only, path = "only=training,memory,beam,data", tmp_path / "bench.json"
@@ -97,6 +101,7 @@ def test_mistakes_in_what_is_to_be_measured_are_one_line(tmp_path: Path) -> None
         assert wrong.returncode == 2 and message in wrong.stderr and wrong.stderr.count("\n") == 1, wrong.stderr
 
 
+@pytest.mark.exhaustive
 def test_the_published_tables_are_rewritten_from_the_configurations(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("Before.\n<!-- table: table2_cells -->\nstale\n<!-- end -->\nAfter.\n")
@@ -111,3 +116,35 @@ def test_the_published_tables_are_rewritten_from_the_configurations(tmp_path: Pa
     page.write_text("<!-- table: tabel -->\n<!-- end -->\n")
     wrong = run(*script)
     assert wrong.returncode == 2 and "unknown sweep 'tabel'" in wrong.stderr
+
+
+def test_the_cost_of_a_plan_is_a_line_a_stage() -> None:
+    done = run(str(SCRIPTS / "plan_cost.py"), "rows=3", "replicates=2")
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [line["stage"] for line in lines][:3] == ["rows", "plan", "work items"]
+    assert all(line["cpu_seconds"] >= 0 and line["more_MB"] >= 0 for line in lines)
+    assert run(str(SCRIPTS / "plan_cost.py"), "rows=0").stderr.startswith("error: rows: 0 is out of range")
+
+
+def test_the_cost_of_many_runs_is_measured_and_a_second_sync_writes_nothing() -> None:
+    done = run(str(SCRIPTS / "registry_cost.py"), "rows=2", "replicates=2", "points=10")
+    assert done.returncode == 0, done.stderr
+    status, first, second = (json.loads(line) for line in done.stdout.splitlines())
+    assert (status["command"], status["runs"]) == ("nmt status", 4)
+    assert (first["time"], first["runs"], first["new_points"]) == ("first", 4, 40)
+    assert (second["time"], second["runs"], second["new_points"]) == ("second", 4, 0)
+    assert run(str(SCRIPTS / "registry_cost.py"), "points=0").stderr.startswith("error: points: 0 is out of range")
+
+
+@pytest.mark.exhaustive
+def test_what_an_executor_costs_is_measured_beside_the_same_training_here() -> None:
+    script = str(SCRIPTS / "executor_overhead.py")
+    done = run(script, "executors=inline", "replicates=2", "steps=2")
+    assert done.returncode == 0, done.stderr
+    *_, header, here, inline = done.stdout.splitlines()
+    assert header.split()[:2] == ["executor", "runs"]
+    assert here.startswith("this process") and here.split()[-2] == "0.00"
+    assert inline.split()[:2] == ["inline", "2"]
+    done = run(script, "executors=nobody")
+    assert (done.returncode, done.stderr.startswith("error: executor")) == (2, True), done.stderr

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -9,6 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nmt.arguments import option, parse, usage
+from nmt.cli import VERBS, main
+from nmt.completion import OVERRIDES, options_of
 from nmt.errors import UserError
 
 
@@ -21,6 +24,7 @@ class Sample:
     rows: list[str] = option(list, "rows to run")
     device: str = option("auto", "where to run", choices=("auto", "cpu", "cuda"))
     store: str = option("", "directory of runs", key="paths.runs")
+    grid: tuple[str, ...] = option((), "factors")
 
 
 def read(*words: str) -> Sample:
@@ -42,6 +46,12 @@ def test_the_later_word_counts() -> None:
     assert read("beam=3", "beam=5").beam == 5
 
 
+def test_a_key_that_may_stand_several_times_keeps_all_its_values() -> None:
+    assert read().grid == ()
+    assert read("grid=a=1,2", "beam=3", "grid=b=[3,4]").grid == ("a=1,2", "b=[3,4]")
+    assert "default" not in usage(Sample, verb="nmt sample", summary="").partition("grid=TEXT")[2].partition("\n")[0]
+
+
 def test_list_defaults_are_not_shared() -> None:
     read().rows.append("x")
     assert read().rows == []
@@ -52,11 +62,12 @@ def test_list_defaults_are_not_shared() -> None:
     [
         (
             "baem=3",
-            "baem: unknown key; allowed: beam, device, length_penalty, paths.runs, quiet, rows, run; "
+            "baem: unknown key; allowed: beam, device, grid, length_penalty, paths.runs, quiet, rows, run; "
             "did you mean beam?",
         ),
         ("store=x", "store: unknown key"),
         ("beam", "beam: is not of the form key=value; see `nmt sample --help`"),
+        ("stray", "stray: is not of the form key=value; write run=stray; see `nmt sample --help`"),
         ("--beam=4", "--beam=4: is not of the form key=value; write beam=4, without dashes"),
         ("--length-penalty", "write length_penalty=..., without dashes"),
         ("beam=0", "beam: 0 is out of range; allowed: >= 1"),
@@ -105,6 +116,30 @@ def test_rest_returns_unknown_words_untouched_and_in_order() -> None:
     assert rest == ["model.units=3", "search=greedy", "a.b=[x,y]"]
     with pytest.raises(UserError, match="key=value"):
         parse(Sample, ["stray"], verb="nmt sample", summary="", rest=True)
+
+
+def test_among_overrides_a_misspelt_option_is_told_at_once() -> None:
+    def rest(*words: str) -> list[str]:
+        return parse(Sample, words, verb="nmt sample", summary="", rest=True)[1]
+
+    for word, meant in {"runs=x": "run or paths.runs or rows", "baem=3": "beam", "qiet=true": "quiet"}.items():
+        with pytest.raises(UserError, match=rf"unknown key; did you mean {meant}\?"):
+            rest(word)
+    like_options = ["threads=1", "data.options.rows=3", "search=nosuch", "search.beam=2"]
+    far_from_all = ["experimnt=baseline"]  # left to whoever checks overrides
+    assert rest(*like_options, *far_from_all) == [*like_options, *far_from_all]
+
+
+def test_every_verb_names_the_directory_of_runs_by_its_other_name(capsys: pytest.CaptureFixture[str]) -> None:
+    needed = ("sweep=quickstart", "table=5", "delta=1", "to=x.zip")  # before some verbs look at overrides
+    for verb in (verb for verb in VERBS if verb != "completion"):
+        keys = options_of(verb)
+        if verb in ("status", "sync", "ui"):
+            assert "runs" in keys  # and `paths.runs`
+        elif "paths.runs" in keys or OVERRIDES.get(verb) == ("",):
+            words = [word for word in needed if word.partition("=")[0] in keys]
+            assert main([verb, *words, "runs=elsewhere"]) == 2
+            assert re.search(r"error: runs: unknown key; .*did you mean .*\bpaths\.runs", capsys.readouterr().err), verb
 
 
 @given(st.text(), st.integers(min_value=1), st.floats(allow_nan=False, allow_infinity=False), st.booleans())

@@ -24,7 +24,7 @@ from torch import Tensor
 from distributed.single import SingleStrategy
 from nmt.data.batching import Batch
 from nmt.data.vocabulary import SOS
-from nmt.models import piecewise
+from nmt.models import vocabulary_chunk
 from nmt.models.dropout import AddressedDropout
 from nmt.models.loss import training_loss
 from nmt.models.recurrent import packing
@@ -196,8 +196,8 @@ def test_bytes_kept_between_forward_and_backward_pass(name: str, source: int, ta
 
 @each_model
 def test_logits_of_all_tokens_never_stand_in_memory(name: str) -> None:
-    target = 1 + piecewise.PIECE_BYTES // (B * V * 4)
-    assert step_of(name, 5, target).largest <= piecewise.PIECE_BYTES < B * target * V * 4
+    target = 1 + vocabulary_chunk.PIECE_BYTES // (B * V * 4)
+    assert step_of(name, 5, target).largest <= vocabulary_chunk.PIECE_BYTES < B * target * V * 4
 
 
 class Peak(Allocations):
@@ -216,8 +216,8 @@ def test_the_output_layer_holds_one_piece_of_logits_and_the_gradients(
 ) -> None:
     """Beside these a block of the softmax; in bf16 also the operands and their gradients, half the size each."""
     size, copies = (4, 1) if precision == "fp32" else (2, 2)
-    monkeypatch.setattr(piecewise, "PIECE_BYTES", 1 << 20)
-    monkeypatch.setattr(piecewise, "BLOCK", 1 << 14)
+    monkeypatch.setattr(vocabulary_chunk, "PIECE_BYTES", 1 << 20)
+    monkeypatch.setattr(vocabulary_chunk, "BLOCK", 1 << 14)
     words = 1000
     tokens = 2 * (1 << 20) // (words * size) - 10  # two pieces
     hidden, weight, bias = (torch.zeros(shape, requires_grad=True) for shape in ((tokens, H), (words, H), (words,)))
@@ -228,7 +228,7 @@ def test_the_output_layer_holds_one_piece_of_logits_and_the_gradients(
         loss.backward()
     gradients = hidden.nbytes + weight.nbytes + bias.nbytes
     assert seen.largest == tokens // 2 * words * size
-    assert seen.most <= seen.largest + copies * gradients + 4 * piecewise.BLOCK
+    assert seen.most <= seen.largest + copies * gradients + 4 * vocabulary_chunk.BLOCK
 
 
 @each_model

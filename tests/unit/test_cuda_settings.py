@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from distributed import arithmetic, optimizers
+from distributed.ddp.group import check_gpus, join_group
+from distributed.errors import DistributedError
 from nmt.config import compose
 from nmt.config.schema import RunConfig
 from nmt.data.batching import Batch, collate
@@ -132,3 +134,22 @@ def test_adam_copies_no_number_from_the_host(monkeypatch: pytest.MonkeyPatch) ->
     values, moments = torch.zeros(64), {slot: torch.zeros(64) for slot in optimizers.Adam.slots}
     optimizers.Adam().apply(values, torch.ones(64), moments, 1, 0.1)
     assert torch.allclose(values, torch.full((64,), -0.1))
+
+
+def test_nccl_wants_a_gpu_for_each_worker_of_a_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    check_gpus("nccl", 2, share_host=True)
+    check_gpus("gloo", 3, share_host=True)
+    check_gpus("nccl", 3, share_host=False)  # they may be on several
+    with pytest.raises(
+        DistributedError, match=r"^distribution\.workers: .* has 2 for 3 workers; allowed: <= 2; .*gloo$"
+    ):
+        check_gpus("nccl", 3, share_host=True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(DistributedError, match=r"this host has 0 for 1 worker; distribution\.engine=gloo$"):
+        check_gpus("nccl", 1, share_host=True)
+
+
+def test_nccl_does_not_sum_on_a_cpu() -> None:
+    with pytest.raises(DistributedError, match=r"^distribution\.engine: NCCL sums on GPUs.*'cpu'; allowed: gloo$"):
+        join_group("nccl", "", 0, address="", rank=0, size=1, device=torch.device("cpu"), seconds=1.0)

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nmt.errors import UserError
-from sweeps.curves import CurveReader
+from sweeps.tracking.curves import CurveReader
 
 HEADER = json.dumps({"kind": "header", "format_version": 1}) + "\n"
 
@@ -89,6 +89,18 @@ def test_damage_is_told_with_file_and_line_and_stays(tmp_path: Path) -> None:
         with pytest.raises(UserError) as caught:
             reader.read()
         assert caught.value.where == f"{path}:3"
+
+
+def test_a_lenient_reader_leaves_out_what_is_damaged_and_tells_of_the_first(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(HEADER + train_line(10) + "{broken\n" + train_line(20) + "[]\n")
+    reader = CurveReader(path, strict=False)
+    assert [point.step for point in reader.read()] == [10, 20]
+    assert reader.damage is not None and reader.damage.where == f"{path}:3"
+    assert reader.read() == [] and reader.damage is not None
+    path.write_text(HEADER + train_line(10) + train_line(20))  # resumed from before the damage
+    assert [point.step for point in reader.read()] == [10, 20]
+    assert reader.damage is None
 
 
 @pytest.mark.parametrize("line", ['["a list"]', '{"step": 1}', '{"kind": "train"}', '{"kind": "train", "step": "x"}'])

@@ -144,7 +144,7 @@ def size_of(picture: bytes) -> tuple[int, int]:
 
 def test_a_heat_map_grows_with_the_sentence_up_to_a_size() -> None:
     small, large, huge = (
-        size_of(draw_heat_map(np.full((n, n), 1 / n), ["word"] * n, ["Wort"] * n)) for n in (5, 20, 110)
+        size_of(draw_heat_map(np.full((n // 2, n), 1 / n), ["word"] * n, ["Wort"] * (n // 2))) for n in (5, 20, 110)
     )
     assert small[0] < large[0] < huge[0] and small[1] < large[1] < huge[1]
     assert max(huge) < (LARGEST + 3) * 110

@@ -23,9 +23,11 @@ from torch import Tensor
 
 from nmt.config.schema import EncoderConfig, LossConfig
 from nmt.errors import UserError
+from nmt.models import piecewise
 from nmt.models.dropout import AddressedDropout
 from nmt.models.plain import plain_autograd
 from nmt.models.seq2seq import Encoded, build_model
+from nmt.models.vocabulary_chunk import chunk_rows
 
 KINDS, ATTENTIONS = ["gru", "lstm"], ["additive", "multiplicative", "none_state"]
 
@@ -109,17 +111,20 @@ def test_a_batch_is_the_sum_of_its_sentences() -> None:
         torch.testing.assert_close(whole[name], gradient, rtol=0, atol=1e-11)
 
 
-def test_label_smoothing_and_chunks_of_the_configuration_reach_the_loss() -> None:
-    batch = padded_batch(SOURCES, TARGETS)
-    plain = random_model(model_config())
-    smooth = random_model(model_config(), loss=LossConfig(label_smoothing=0.2))
-    chunked = random_model(model_config(), loss=LossConfig(label_smoothing=0.2, vocab_chunks=4))
+def test_label_smoothing_and_chunks_of_the_configuration_reach_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    batch, vocabularies = padded_batch(SOURCES, TARGETS), (11, 45)
+    plain = random_model(model_config(), vocabularies)
+    smooth = random_model(model_config(), vocabularies, LossConfig(label_smoothing=0.2))
+    chunked = random_model(model_config(), vocabularies, LossConfig(label_smoothing=0.2, vocab_chunks=3))
     expected = 0.0
     for source, target in zip(SOURCES, TARGETS, strict=True):
         log_p = reference.token_log_probabilities(plain, source, target)
         expected -= sum(0.8 * log_p[t, token] + 0.2 * log_p[t].mean() for t, token in enumerate([*target, 2]))
     assert run_stages(smooth, ExampleSlot(batch)).item() == pytest.approx(expected, abs=1e-11)
+    cut: list[tuple[int, int]] = []
+    monkeypatch.setattr(piecewise, "chunk_rows", lambda *what: cut.append(what) or chunk_rows(*what))
     assert run_stages(chunked, ExampleSlot(batch)).item() == pytest.approx(expected, abs=1e-11)
+    assert cut == [(45, 3)]
     assert smooth(batch).sum().item() == pytest.approx(plain(batch).sum().item(), abs=1e-11)
 
 

@@ -37,11 +37,73 @@ def test_a_newer_format_is_refused_by_name(store: LocalRunStore) -> None:
         store.read_json(RUN, "result.json")
 
 
-@pytest.mark.parametrize("damage", ["{", "[]", '"text"', "\x00"])
-def test_damaged_json_is_named(store: LocalRunStore, damage: str) -> None:
-    store.write_text(RUN, "status.json", damage)
-    with pytest.raises(UserError, match=r"status\.json"):
-        store.status(RUN)
+NO_STATUS = ['{"state": "asleep"}', '{"state": "running", "step": "three"}']
+
+
+@pytest.mark.parametrize("damage", ["{", "[]", '"text"', "\x00", "\xff", *NO_STATUS])
+def test_damaged_json_is_named_and_set_aside_and_the_rest_goes_on(
+    store: LocalRunStore, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    store.write_bytes(RUN, "status.json", damage.encode("latin-1"))
+    assert store.status(RUN) == RunStatus()
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert f"{RUN}/status.json is damaged" in message
+    moved, reason = sorted((store.directory(RUN) / "quarantine").iterdir())
+    assert moved.read_bytes() == damage.encode("latin-1")
+    assert str(moved) in message
+    assert reason.read_text().startswith("status.json is damaged (")
+    assert store.status(RUN) == RunStatus()
+    assert len(caplog.records) == 1  # named once
+
+
+def test_on_a_disk_that_may_not_be_written_damage_is_named_and_stays(
+    store: LocalRunStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    store.write_text(RUN, "result.json", "{")
+    (store.directory(RUN) / "quarantine").write_text("in the way")
+    assert store.read_json(RUN, "result.json") is None
+    assert "result.json is damaged" in caplog.text
+    assert (store.directory(RUN) / "result.json").read_text() == "{"
+
+
+def test_what_a_writer_put_in_place_of_a_damaged_file_stays(
+    store: LocalRunStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    store.write_text(RUN, "result.json", "{")
+    replace = Path.replace
+
+    def as_it_is_moved(path: Path, target: Path) -> Path:
+        if path.name == "result.json":
+            path.write_text('{"state": "finished"}')
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", as_it_is_moved)
+    assert store.read_json(RUN, "result.json") is None
+    assert store.read_json(RUN, "result.json") == {"state": "finished"}
+    assert list((store.directory(RUN) / "quarantine").iterdir()) == []
+    assert "written anew meanwhile" in caplog.text
+
+
+def test_without_a_status_the_other_files_tell(store: LocalRunStore) -> None:
+    store.write_text(RUN, "checkpoints/step-00000005.pt", "")
+    assert store.status(RUN).state == "interrupted"
+    store.write_json(RUN, "result.json", {"state": "diverged", "steps": 7})
+    assert store.status(RUN) == RunStatus(state="diverged", step=7, max_steps=7)
+
+
+def test_a_line_below_a_torn_one_is_whole(store: LocalRunStore) -> None:
+    store.append_line(RUN, "events.jsonl", "one")
+    with (store.directory(RUN) / "events.jsonl").open("a") as file:
+        file.write("tor")
+    store.append_line(RUN, "events.jsonl", "two")
+    store.append_line(RUN, "events.jsonl", "three")
+    assert (store.directory(RUN) / "events.jsonl").read_text() == "one\ntor\ntwo\nthree\n"
+
+
+def test_bytes_are_appended_as_they_are(store: LocalRunStore) -> None:
+    for data in (b"\x00\n\xff", b"", b"torn"):
+        store.append_bytes(RUN, "journals/trace/server0", data)
+    assert (store.directory(RUN) / "journals/trace/server0").read_bytes() == b"\x00\n\xfftorn"
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_other(store: LocalRunStore) -> None:

@@ -70,8 +70,9 @@ def test_a_row_sums_up_its_complete_replicates() -> None:
 def test_an_error_rate_is_best_where_it_is_lowest() -> None:
     plan = make_plan(spec(3), ["validation.metric=ter"])
     for run, ter in zip(plan.runs, (60.0, 40.0, 40.0), strict=True):
-        name = finish(run.config, None)
-        decode(run.config, f"{name}-checkpoint", 20.0, {"test/decode/ter": ter})
+        best = {"step": 80, "checkpoint_digest": f"{run.run_id}-checkpoint", "metrics": {"val/decode/ter": ter}}
+        finish(run.config, None, best=best)
+        decode(run.config, f"{run.run_id}-checkpoint", 20.0, {"test/decode/ter": ter})
     (row,) = aggregate(plan)
     assert row.best_run("ter") is row.replicates[1]
     assert row.metrics["ter"].min == 40.0

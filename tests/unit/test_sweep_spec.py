@@ -63,6 +63,8 @@ def test_a_good_file_is_read_whole(tmp_path: Path) -> None:
     [
         ("replicate: 3", "replicates: 3", "unknown key 'replicate'.*did you mean replicates"),
         ("replicates: 0", "replicates: 3", "replicates: '0' is not a number of replicates; allowed: >= 1"),
+        ("replicates: many", "replicates: 3", "'many' is not a number of replicates; allowed: >= 1"),
+        ("replicates: until sd<1 max=9", "replicates: 3", "replicates: unknown 'sd'; allowed: ci, ci_difference"),
         ("replicates: yes", "replicates: 3", "'True' is not a number of replicates"),
         ("baseline: D", "baseline: B", "no row is labelled 'D'; allowed: A, B, C"),
         ("title: [a]", "title: Two rows", "title: must be text"),

@@ -15,9 +15,12 @@ from rich.console import Console
 from nmt.errors import UserError
 from sweeps.aggregate import aggregate
 from sweeps.plan import SweepPlan, make_plan
-from sweeps.report import write_report
+from sweeps.reporting.columns import COLUMNS, DROPPED, SHOWN, statistics_cell
+from sweeps.reporting.listing import list_runs
+from sweeps.reporting.report import write_report
+from sweeps.reporting.table import fitted, make_table, to_csv, to_markdown, to_screen
 from sweeps.spec import Published, RowSpec, SweepSpec, SystemSpec
-from sweeps.table import make_table, statistics_cell, to_csv, to_markdown, to_screen
+from sweeps.wording import NOTHING
 
 SPEC = SweepSpec(
     name="test",
@@ -48,12 +51,15 @@ def test_cells_say_mean_sd_and_max(plan: SweepPlan) -> None:
     assert rows[0] == {
         "row": "A|x",
         "test bleu": "20.50 ± 0.71 (21.00)",
+        "vs baseline": "−9.50",  # one replicate of the baseline: a difference, and no test of it but the exact one
+        "p exact": "0.667",
         "published": "22.22 ± 0.08 (22.33)",
         "n": "2",
         "params M": "1.23",
         "log-ppl": "1.500",
         "tok/s": "2,000",
         "conv. s": "4",
+        "best": "s2 @ 80",
         "marks": "a",
     }
     assert (rows[1]["row"], rows[1]["test bleu"], rows[1]["published"]) == ("B (baseline)", "30.00", "–")
@@ -122,6 +128,68 @@ def test_columns_without_content_are_left_out() -> None:
     assert table.rows == (("A", "–", "0", "a"),)
 
 
+def test_diverged_replicates_have_a_column_of_their_own() -> None:
+    plan = make_plan(SPEC, [])
+    assert "div." not in make_table(plan, aggregate(plan)).columns
+    for run in plan.runs:
+        finish(run.config, 20.0)
+    finish(plan.rows[0].runs[0].config, 1.0, state="diverged", reason="loss nan at step 9")
+    table = make_table(plan, aggregate(plan))
+    place = table.columns.index("div.")
+    assert [row[place] for row in table.rows] == ["1", "–"]
+    assert any(note.startswith("div.: ") for note in table.notes)
+
+
+def test_columns_are_chosen_by_name(plan: SweepPlan) -> None:
+    results = aggregate(plan)
+    for run in plan.rows[0].runs:
+        finish(run.config, 20.0, peak_memory_bytes=3 * 2**20, convergence={"steps": 1500, "target_tokens": 2_500_000})
+    table = make_table(
+        plan, aggregate(plan), ["convergence_tokens", "convergence_steps", "peak_memory", "median", "steps"]
+    )
+    assert table.columns == ("row", "conv. tokens M", "conv. steps", "memory MiB", "median", "steps", "marks")
+    assert table.rows[0][1:-1] == ("2.50", "1,500", "3", "20.00", "100")
+    assert set(make_table(plan, results, ["all"]).columns) > set(make_table(plan, results).columns)
+    assert make_table(plan, results, ["min", "n", "min"]).columns == ("row", "min", "n", "marks")
+    with pytest.raises(UserError, match=r"columns: unknown column 'memory'; allowed: score, .*"):
+        make_table(plan, results, ["memory"])
+    assert {*SHOWN, *DROPPED} <= COLUMNS.keys()
+
+
+def test_what_a_machine_measured_is_shown_where_it_is_known(plan: SweepPlan) -> None:
+    results = aggregate(plan)
+    assert "J/1k tok" not in make_table(plan, results).columns
+    energies = iter([{"joules_per_1000_tokens": 41.0}, {"joules_per_1000_tokens": 44.0}])
+    for run in plan.rows[0].runs:
+        figures = {"idle": {"workers": 0.25, "servers": 0.9}, "staleness": {"mean": 1.5, "p95": 3}}
+        finish(run.config, 20.0, energy=next(energies), distribution=figures)
+    for run in plan.rows[1].runs:
+        finish(run.config, 20.0, energy={"joules_per_1000_tokens": "not measurable", "reason": "no counters"})
+    results = aggregate(plan)
+    assert [row[2] for row in make_table(plan, results, ["score", "energy"]).rows] == ["42.5", NOTHING]
+    assert "J/1k tok" in make_table(plan, results).columns
+    table = make_table(plan, results, ["idle", "staleness"])
+    assert [row[1:3] for row in table.rows] == [("25.0", "1.50"), (NOTHING, NOTHING)]
+    (first, second, *_) = csv.DictReader(io.StringIO(to_csv(plan, results)))
+    assert (first["joules_per_1000_tokens_mean"], second["joules_per_1000_tokens_mean"]) == ("42.5", "")
+    listing = list_runs(results, "bleu")
+    assert {"J/1k tok", "idle %", "staleness"} <= set(listing.columns)
+
+
+def test_a_narrow_screen_keeps_the_scores_and_names_what_it_has_no_room_for(plan: SweepPlan) -> None:
+    table = make_table(plan, aggregate(plan), ["all"])
+    narrow = fitted(table, 120)
+    console = Console(width=120, file=io.StringIO())
+    console.print(to_screen(dataclasses.replace(narrow, notes=())))
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert any("20.50 ± 0.71 (21.00)" in line and "22.22 ± 0.08 (22.33)" in line for line in lines)  # nothing is folded
+    assert len(table.columns) > len(narrow.columns) > 8
+    assert narrow.notes[-1].startswith("no room for best, steps, conv. tokens M")
+    assert not any(note.startswith(("best: ", "steps: ")) for note in narrow.notes)
+    assert fitted(table, 500) is table
+    assert {"row", "test bleu", "published", "n", "marks"} <= set(fitted(table, 40).columns)
+
+
 def test_markdown_is_well_formed_and_aligned(plan: SweepPlan) -> None:
     lines = to_markdown(make_table(plan, aggregate(plan))).splitlines()
     grid = [line for line in lines if line.startswith("|")]
@@ -149,13 +217,22 @@ def test_csv_has_full_precision_and_the_run_ids(plan: SweepPlan) -> None:
     assert records[0]["tokens_per_second_shared_mean"] == "2000.0"
     assert records[0]["tokens_per_second_exclusive_mean"] == ""
     assert records[0]["published_mean"] == "22.22"
+    assert (records[1]["missing"], records[1]["best_at_the_end"], records[0]["convergence_steps_sd"]) == (
+        "1",
+        "0",
+        "0.0",
+    )
+    assert (records[0]["best_run"], records[0]["best_step"]) == (plan.rows[0].runs[1].run_id, "80")
+    assert records[1]["peak_memory_bytes_mean"] == ""
     assert records[0]["runs"].split() == [run.run_id for run in plan.rows[0].runs]
 
 
 def test_the_report_leads_from_every_number_to_its_run(plan: SweepPlan) -> None:
     report = write_report(plan, aggregate(plan))
     files = {path.name for path in report.directory.iterdir()}
-    assert files == {"table.md", "table.csv", "figure.png", "figure.svg", "sweep.json"}
+    assert files == {
+        "report.html", "report.md", "table.md", "table.csv", "table.tex", "figure.png", "figure.svg", "sweep.json",
+    }  # fmt: skip
     assert report.figure.read_bytes().startswith(b"\x89PNG")
     assert b"<svg" in report.vector_figure.read_bytes()
     data = json.loads(report.data.read_text(encoding="utf-8"))

@@ -14,8 +14,7 @@ from nmt.config.identity import run_id
 from nmt.config.schema import ExecutorConfig
 from nmt.errors import UserError
 from nmt.runs import LocalRunStore, RunBusyError
-from sweeps.executors.placement import Placement, place
-from sweeps.executors.ray_tune import check_resources
+from sweeps.executors.placement import Node, Placement, place
 from sweeps.worker import Outcome, WorkItem, run_work_item
 
 CALLS: list[tuple[int, int, str]] = []
@@ -44,6 +43,10 @@ def item(*seeds: int, **fields: Any) -> WorkItem:
     )
 
 
+def machine(name: str = "node", **resources: float) -> Node:
+    return Node(name=name, resources=resources)
+
+
 def test_errors_are_outcomes_and_only_some_are_worth_another_try(isolated_runs: Path) -> None:
     CALLS.clear()
     work = item(1, 2, 3, 4, 5, 6, timing="shared", threads=3)
@@ -62,6 +65,26 @@ def test_errors_are_outcomes_and_only_some_are_worth_another_try(isolated_runs: 
     assert "ValueError" in (store.directory(work.run_ids[1]) / "error.txt").read_text(encoding="utf-8")
     assert store.status(work.run_ids[2]).error == "data.dir: is missing"
     assert store.status(work.run_ids[3]).state == "queued"  # the other process's business
+
+
+def test_the_run_of_a_dead_node_is_taken_up_and_that_of_a_living_one_left(
+    isolated_runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def outlives_holder(store: LocalRunStore, run_id: str) -> bool:
+        asked.append(run_id)
+        return False
+
+    monkeypatch.setattr(LocalRunStore, "outlives_holder", outlives_holder)
+    work = item(4)
+    CALLS.clear()
+    (outcome,) = run_work_item(work)
+    assert (outcome.state, outcome.retry, len(CALLS), asked) == ("running", False, 1, [*work.run_ids])
+    monkeypatch.setattr(LocalRunStore, "outlives_holder", lambda store, run_id: True)
+    CALLS.clear()
+    run_work_item(work)
+    assert len(CALLS) == 2
 
 
 def test_outcomes_and_items_cross_process_borders() -> None:
@@ -85,25 +108,16 @@ def test_outcomes_and_items_cross_process_borders() -> None:
     ],
 )
 def test_cores_are_dealt_out_evenly(workers: int, items: int, cores: int, expected: Placement) -> None:
-    assert place(ExecutorConfig(workers=workers), [item(1)] * items, cores) == expected
+    assert place(ExecutorConfig(workers=workers), [item(1)] * items, [machine(CPU=cores)]) == expected
 
 
 def test_threads_that_are_asked_for_are_given() -> None:
     config = dataclasses.replace(compose([]), threads=4)
     work = WorkItem(title="t", run_ids=(run_id(config),), configs=(to_dict(config),))
-    assert place(ExecutorConfig(), [work] * 8, cores=8) == Placement(workers=2, threads=4)
+    assert place(ExecutorConfig(), [work] * 8, [machine(CPU=8)]) == Placement(workers=2, threads=4)
 
 
 def test_a_run_alone_on_the_machine_is_timed_as_exclusive() -> None:
     assert Placement(workers=1, threads=2).place(item(1)).timing == "exclusive"
     placed = Placement(workers=2, threads=1).place(item(1))
     assert (placed.timing, placed.threads) == ("shared", 1)
-
-
-def test_resources_that_no_cluster_has_are_refused_before_launch() -> None:
-    have = {"CPU": 2.0}
-    check_resources(ExecutorConfig(), Placement(workers=1, threads=2), have)
-    with pytest.raises(UserError, match=r"threads: a run needs 3 CPUs and the cluster has 2"):
-        check_resources(ExecutorConfig(), Placement(workers=1, threads=3), have)
-    with pytest.raises(UserError, match=r"executor.gpus_per_run: a run needs 0.5 GPUs and the cluster has 0"):
-        check_resources(ExecutorConfig(gpus_per_run=0.5), Placement(workers=1, threads=1), have)

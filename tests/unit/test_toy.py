@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from functools import cache
 
 import pytest
 
@@ -18,6 +19,7 @@ NAMES = ("toy_copy", "toy_reverse", "toy_summarisation", "toy_translation")
 BY_LENGTH = tuple(name for name in NAMES if name != "toy_summarisation")
 
 
+@cache
 def corpus_of(name: str, *overrides: str) -> RawCorpus:
     return load_corpus(compose([f"data={name}", *overrides]).data)
 

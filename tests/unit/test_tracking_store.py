@@ -10,16 +10,16 @@ import pytest
 from nmt.config import compose
 from nmt.errors import UserError
 from nmt.runs import LocalRunStore
-from sweeps.tracking import open_for_run
-from sweeps.tracking_store import (
+from sweeps.tracking.store import (
     StoreLock,
     artifact_root,
     default_uri,
     plain_words,
-    reason,
     resolve_uri,
     sqlite_path,
 )
+from sweeps.tracking.store_errors import reason, store_error
+from sweeps.tracking.tracker import open_for_run
 
 
 def test_the_default_store_is_absolute_and_in_the_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -27,7 +27,7 @@ def test_the_default_store_is_absolute_and_in_the_runs(tmp_path: Path, monkeypat
     uri = resolve_uri("", Path("runs"))
     assert uri == f"sqlite:///{tmp_path}/runs/mlflow.db"
     assert sqlite_path(uri) == tmp_path / "runs/mlflow.db"
-    assert artifact_root(uri) == tmp_path / "runs/mlflow-artifacts"
+    assert artifact_root(uri, Path("elsewhere")) == tmp_path / "runs/mlflow-artifacts"
 
 
 @pytest.mark.parametrize("name", ["a b", "a%20b", "a?b", "a#b", "ü", "100%"])
@@ -44,7 +44,21 @@ def test_uris_of_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert resolve_uri("sqlite:////data/my.db", Path("runs")) == "sqlite:////data/my.db"
     for server in ("http://127.0.0.1:5000", "https://host/mlflow", "postgresql+psycopg2://host/db"):
         assert resolve_uri(server, Path("runs")) == server
-        assert sqlite_path(server) is None and artifact_root(server) is None
+        assert sqlite_path(server) is None
+        kept_here = tmp_path / "runs/mlflow-artifacts" if server.startswith("postgresql") else None
+        assert artifact_root(server, Path("runs")) == kept_here
+
+
+def test_a_password_is_neither_in_a_lock_s_name_nor_in_what_is_said(tmp_path: Path) -> None:
+    one, other = (f"postgresql://ann{password}@host/runs" for password in (":secret", ""))
+    assert StoreLock(one, tmp_path).path == StoreLock(other, tmp_path).path
+    with pytest.raises(UserError, match="write postgresql://") as caught:
+        resolve_uri("postgres://ann:secret@host/runs", tmp_path)
+    assert "secret" not in str(caught.value)
+    refused = ConnectionError(f"connection to {one} failed: Connection refused")
+    shown = "postgresql://ann@host/runs"
+    why = f"cannot be used: connection to {shown} failed: Connection refused"
+    assert str(store_error(refused, one)) == f"{shown}: {why}; is the server running, and the address right?"
 
 
 @pytest.mark.parametrize("uri", ["mlruns", "file:///tmp/mlruns", "ftp://host"])
@@ -82,7 +96,7 @@ def test_stores_do_not_block_each_other(tmp_path: Path) -> None:
 def test_death_releases_the_lock(tmp_path: Path) -> None:
     uri = default_uri(tmp_path)
     code = (
-        "import sys, time; from pathlib import Path; from sweeps.tracking_store import StoreLock;"
+        "import sys, time; from pathlib import Path; from sweeps.tracking.store import StoreLock;"
         f"lock = StoreLock({uri!r}, Path({str(tmp_path)!r})); print(lock.acquire(), flush=True); time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as holder:
@@ -114,3 +128,14 @@ def test_the_reason_is_what_lies_at_the_bottom() -> None:
         assert reason(error) == "Connection refused"
     assert reason(ValueError("one\ntwo")) == "one"
     assert reason(KeyError()) == "KeyError"
+    several = (
+        "Multiple connection attempts failed. All failures were:\n- host: 'a': no\n- host: 'b': Connection refused"
+    )
+    assert reason(OSError(several)).endswith("All failures were: host: 'b': Connection refused")
+
+
+def test_a_missing_driver_is_named() -> None:
+    missing = ModuleNotFoundError("No module named 'psycopg'", name="psycopg")
+    error = store_error(missing, "postgresql://ann:secret@host/runs")
+    assert error.what == "needs the Python package psycopg" and error.hint == "pip install '.[postgres]'"
+    assert store_error(ModuleNotFoundError("", name="pyodbc"), "mssql://host/runs").hint == "pip install pyodbc"

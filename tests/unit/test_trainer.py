@@ -6,9 +6,8 @@ import dataclasses
 import itertools
 import json
 import math
+import os
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,28 +16,47 @@ from typing import Any
 import pytest
 import torch
 
-from distributed.strategy import Probe, StepStats, WorkloadSpec
+from distributed.strategy import Probe, StateLost, StepStats, WorkloadSpec
 from nmt.config import compose
 from nmt.config.schema import RunConfig
+from nmt.events import EVENTS, read_events
+from nmt.provenance.trace import marks_of
 from nmt.runs import LocalRunStore, RunStatus
-from nmt.training.checkpoint import list_checkpoints
+from nmt.training.checkpoint import list_checkpoints, read_checkpoint
+from nmt.training.energy import energy_figures
 from nmt.training.observers import SilentObserver
-from nmt.training.trainer import Trainer
+from nmt.training.state import RunState
+from nmt.training.stop_signals import StopSignals
+from nmt.training.trainer import Interrupted, Trainer
 
 RUN = "0123456789ab/s1"
 
 
 class Counting:
-    """A strategy whose only parameter counts steps; `losses` overrides the loss of named steps."""
+    """A strategy whose only parameter counts steps; `losses` overrides the loss of named steps.
 
-    def __init__(self, losses: Mapping[int, float] | None = None):
+    It says that it begins `ahead` steps before it is asked for them, and writes a line a step into a journal. Its
+    machine uses 2 J for a step and 5 J for an evaluation, where it is `metered`.
+    """
+
+    def __init__(self, losses: Mapping[int, float] | None = None, ahead: int = 0, metered: bool = False):
+        self.metered, self.joules = metered, 1000.0  # what was used before training began
         self.parameter = torch.zeros(1)
-        self.losses = losses or {}
+        self.losses, self.ahead = losses or {}, ahead
         self.rate_scales: list[float] = []
+        self.horizons: dict[int, int] = {}
+        self.begun = 0
+        self.unwritten = b""
 
     def start(self, spec: WorkloadSpec) -> None: ...
 
-    def step(self, index: int, rate_scale: float = 1.0, probe: bool = False) -> StepStats:
+    def step(self, index: int, rate_scale: float = 1.0, probe: bool = False, horizon: int | None = None) -> StepStats:
+        assert horizon is not None
+        assert horizon >= index
+        self.horizons[index] = horizon
+        self.begun = max(self.begun, min(index + self.ahead, horizon))
+        self.unwritten += b"step %d\n" % index
+        self.joules += 2
         self.rate_scales.append(rate_scale)
         loss = self.losses.get(index, 1.0 / index)
         if math.isfinite(loss):
@@ -46,9 +64,13 @@ class Counting:
         seen = Probe({"a.b.c": 3.0, "a.b.d": 4.0, "e.f": 12.0}, {"a.b.c": 0.5}, {"decoder.0": 7.0}) if probe else None
         return StepStats(index, loss, 10, 9, 1.0, 0.1, seen)
 
+    def halt(self) -> int:
+        return self.begun
+
     def synchronize(self) -> None: ...
 
     def state(self) -> dict[str, Any]:
+        assert self.begun == max(self.horizons, default=0)  # at rest
         return {"parameters": {"p": self.parameter.clone()}, "optimizer": {}, "updates": 0}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
@@ -56,7 +78,17 @@ class Counting:
 
     @contextmanager
     def evaluation_model(self) -> Iterator[torch.nn.Module]:
+        self.joules += 5
         yield torch.nn.Identity()
+
+    def journals(self) -> Mapping[str, bytes]:
+        written, self.unwritten = self.unwritten, b""
+        return {"trace/server0": written} if self.ahead else {}
+
+    def report(self) -> Mapping[str, Any]:
+        found = {"energy": {"joules": self.joules if self.metered else None, "reasons": ["nothing to read"]}}
+        others = {"idle": {"worker0": 0.25, "deeper": {"down": 1}}, "lost": 2, "shm": True}
+        return found | (others if self.ahead else {})
 
     def close(self) -> None: ...
 
@@ -67,7 +99,7 @@ def make(
     scores: list[float],
     log_perplexity: float = 1.0,
     metric: str = "val/decode/bleu",
-    **losses: Any,
+    **behaviour: Any,
 ) -> tuple[Trainer, Counting, LocalRunStore]:
     """A trainer whose n-th evaluation scores `scores[n]` (the last one repeats)."""
     config: RunConfig = compose(["scale=smoke", "training.max_steps=40", "validation.every_steps=5", *overrides])
@@ -78,7 +110,7 @@ def make(
         score = remaining.pop(0) if len(remaining) > 1 else remaining[0]
         return {metric: score, "val/teacher_forced/log_perplexity": log_perplexity}
 
-    strategy = Counting(losses.get("losses"))
+    strategy = Counting(**behaviour)
     trainer = Trainer(
         store, RUN, config, strategy, validate,
         vocabulary=100, timing="exclusive", status=RunStatus(state="running"), observer=SilentObserver(),
@@ -254,18 +286,202 @@ def test_status_shows_progress(tmp_path: Path) -> None:
     assert dataclasses.asdict(status)["tokens_per_second"] > 0
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
-def test_a_second_signal_stops_at_once(name: str) -> None:
-    code = f"""
-import signal
-from nmt.training.trainer import StopSignals
-signal.signal(signal.SIGINT, signal.default_int_handler)
-with StopSignals() as stop:
-    signal.raise_signal(signal.{name})
-    print(stop.requested, flush=True)
-    signal.raise_signal(signal.{name})
-    print("still here", flush=True)
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.stdout == "True\n"
-    assert done.returncode == -getattr(signal, name)
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ([], {1: 5, 4: 5, 5: 5, 6: 10, 36: 40, 40: 40}),
+        (["training.checkpoint_every_steps=3"], {1: 3, 4: 5, 6: 6, 7: 9, 10: 10, 40: 40}),
+        (["validation.every_steps=15"], {1: 15, 16: 30, 31: 40}),
+        # A probed step stands alone, and the one before it goes no further.
+        (["training.probe.every_steps=4"], {1: 3, 3: 3, 4: 4, 5: 5, 6: 7, 8: 8, 9: 10, 39: 39, 40: 40}),
+        (["training.probe.every_steps=1"], {1: 1, 2: 2, 40: 40}),
+        (["validation.every_steps=0", "validation.every_minutes=9"], {1: 40, 2: 40, 40: 40}),
+    ],
+)
+def test_a_strategy_knows_how_far_it_may_go_ahead(
+    tmp_path: Path, overrides: list[str], expected: dict[int, int]
+) -> None:
+    trainer, strategy, _ = make(tmp_path, overrides, [1.0], ahead=3)
+    trainer.run()
+    assert list(strategy.horizons) == list(range(1, 41))
+    assert {step: strategy.horizons[step] for step in expected} == expected
+
+
+def test_an_evaluation_by_the_clock_waits_for_the_steps_that_were_begun(tmp_path: Path) -> None:
+    overrides = ["validation.every_steps=0", "validation.every_minutes=0.0125"]
+    trainer, _, store = make(tmp_path, overrides, [1.0], ahead=2)
+    trainer.clock = (0.125 * call for call in itertools.count()).__next__  # due after six steps
+    trainer.run()
+    fell = [r["step"] for r in records(store, "evaluation")]
+    assert fell == [8, 16, 24, 32, 40]
+    newest = store.directory(RUN) / "checkpoints/step-00000040.pt"
+    newest.unlink()
+    again, strategy, _ = make(tmp_path, overrides, [1.0], ahead=2)
+    again.clock = (0.125 * call for call in itertools.count()).__next__
+    again.run()
+    assert strategy.horizons[33] == 40  # where it fell is known now
+    assert [r["step"] for r in records(store, "evaluation")] == fell
+
+
+def test_a_signal_stops_where_the_steps_that_were_begun_end(tmp_path: Path) -> None:
+    class Stopping(SilentObserver):
+        def trained(self, step: int, record: dict[str, Any] | None) -> None:
+            if step == 6:
+                signal.raise_signal(signal.SIGTERM)
+
+    trainer, _, store = make(tmp_path, ["validation.every_steps=20"], [1.0], ahead=3)
+    trainer.observer = Stopping()
+    with pytest.raises(Interrupted, match="SIGTERM"):
+        trainer.run()
+    assert list_checkpoints(store, RUN) == [9]
+    again, strategy, _ = make(tmp_path, ["validation.every_steps=20"], [1.0], ahead=3)
+    again.run()
+    assert next(iter(strategy.horizons)) == 10
+    assert strategy.parameter.item() == 40
+
+
+def test_a_stop_that_takes_the_other_processes_along_is_a_stop_and_no_loss(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C reaches every process of a terminal's group."""
+
+    def lost(*_: Any) -> int:
+        raise StateLost("server 0 is gone, and nobody shadows its shard")
+
+    trainer, strategy, store = make(tmp_path, [], [1.0], ahead=3)
+    monkeypatch.setattr(strategy, "halt", lost)
+    with pytest.raises(StateLost):
+        trainer.run()  # at the first evaluation, and nobody asked for a stop
+    trainer, strategy, store = make(tmp_path, ["validation.every_steps=20"], [1.0], ahead=3)
+    monkeypatch.setattr(strategy, "halt", lost)
+
+    class Stopping(SilentObserver):
+        def trained(self, step: int, record: dict[str, Any] | None) -> None:
+            signal.raise_signal(signal.SIGINT)
+
+    trainer.observer = Stopping()
+    with pytest.raises(Interrupted, match="SIGINT"):
+        trainer.run()
+    (stop,) = read_events(store.directory(RUN) / EVENTS)
+    assert (stop["kind"], stop["notice"]) == ("stop", "SIGINT; server 0 is gone, and nobody shadows its shard")
+
+
+def test_a_signal_that_comes_during_an_evaluation_stops_behind_it(tmp_path: Path) -> None:
+    class Stopping(SilentObserver):
+        def evaluated(self, record: dict[str, Any]) -> None:
+            signal.raise_signal(signal.SIGTERM)
+
+    trainer, _, store = make(tmp_path, [], [1.0], ahead=3)
+    trainer.observer = Stopping()
+    with pytest.raises(Interrupted):
+        trainer.run()
+    assert (trainer.state.step, list_checkpoints(store, RUN)) == (5, [5])
+
+
+def test_a_divergence_is_scored_once_what_was_begun_behind_it_is_over(tmp_path: Path) -> None:
+    trainer, _, store = make(tmp_path, [], [1.0], losses={7: math.nan, 8: math.inf}, ahead=2)
+    state, reason = trainer.run()
+    assert (state, "step 7" in reason) == ("diverged", True)
+    assert [r["step"] for r in records(store, "evaluation")] == [5, 9]
+
+
+def test_journals_are_as_long_as_the_checkpoint_says(tmp_path: Path) -> None:
+    trainer, _, store = make(tmp_path, [], [1.0], ahead=1)
+    trainer.run()
+    journal = store.directory(RUN) / "journals/trace/server0"
+    whole = journal.read_bytes()
+    assert whole == b"".join(b"step %d\n" % step for step in range(1, 41))
+    assert trainer.state.journal_bytes == {"trace/server0": len(whole)}
+    (store.directory(RUN) / "checkpoints/step-00000040.pt").unlink()
+    store.append_bytes(RUN, "journals/trace/server0", b"step 41, torn")
+    store.append_bytes(RUN, "journals/of_nobody", b"written before a checkpoint that never was")
+    again, _, _ = make(tmp_path, [], [1.0], ahead=1)
+    again.run()
+    assert journal.read_bytes() == whole
+    assert [path.name for path in (store.directory(RUN) / "journals").rglob("*") if path.is_file()] == ["server0"]
+
+
+def test_a_state_without_journals_is_what_it_was_before_there_were_any(tmp_path: Path) -> None:
+    trainer, _, store = make(tmp_path, ["training.max_steps=5"], [1.0])
+    trainer.run()
+    content = read_checkpoint(store.directory(RUN) / "checkpoints/step-00000005.pt")
+    assert "journal_bytes" not in content["state"]
+    assert RunState.from_dict(content["state"]).journal_bytes == {}
+    assert not (store.directory(RUN) / "journals").exists()
+
+
+def test_what_a_strategy_reports_stands_with_each_evaluation_and_is_no_bit_of_it(tmp_path: Path) -> None:
+    trainer, _, store = make(tmp_path, [], [1.0], ahead=1)
+    trainer.run()
+    (_, *_, last) = records(store, "evaluation")
+    assert {name: value for name, value in last.items() if name.startswith("distribution")} == {
+        "distribution/idle/worker0": 0.25,
+        "distribution/lost": 2,
+    }
+    assert not any("distribution" in str(mark) for mark in marks_of(last))
+    other, _, _ = make(tmp_path / "other", [], [1.0])
+    other.run()
+    assert marks_of(records(LocalRunStore(tmp_path / "other"), "evaluation")[-1]) == marks_of(last)
+
+
+def test_joules_of_training_and_of_evaluation_are_told_apart_and_live_on_in_checkpoints(tmp_path: Path) -> None:
+    trainer, _, store = make(tmp_path, [], [1.0], metered=True)
+    trainer.run()
+    expected = {
+        "energy/joules_per_1000_tokens": 200.0,  # 2 J for 10 tokens
+        "energy/training_joules": 80.0,
+        "energy/evaluation_joules": 40.0,
+        "energy/measured_tokens": 400,
+    }
+    last = records(store, "evaluation")[-1]
+    assert {name: value for name, value in last.items() if name.startswith("energy")} == expected
+    assert not any("energy" in str(mark) for mark in marks_of(last))
+    (store.directory(RUN) / "checkpoints/step-00000040.pt").unlink()  # the newest is now that of step 35
+    again, _, _ = make(tmp_path, [], [1.0], metered=True)
+    again.run()
+    assert {name: value for name, value in records(store, "evaluation")[-1].items() if name in expected} == expected
+
+
+def test_a_run_of_which_a_part_was_not_measurable_is_divided_by_what_was(tmp_path: Path) -> None:
+    first, _, store = make(tmp_path, [], [1.0])
+    first.run()
+    assert "energy" not in read_checkpoint(store.directory(RUN) / "checkpoints/step-00000040.pt")["state"]
+    (last,) = records(store, "evaluation")[-1:]
+    assert last["energy"] == "not measurable: nothing to read"
+    assert energy_figures(first.state, {"reasons": ["nothing to read"]}) == {
+        "joules_per_1000_tokens": "not measurable",
+        "reason": "nothing to read",
+    }
+    for step in (35, 40):
+        (store.directory(RUN) / f"checkpoints/step-{step:08d}.pt").unlink()  # that of step 5 is left
+    second, _, _ = make(tmp_path, [], [1.0], metered=True)
+    second.run()
+    assert energy_figures(second.state, {"hosts": 1, "counters": ["package-0"]}) == {
+        "joules_per_1000_tokens": 200.0,
+        "training_joules": 70.0,
+        "evaluation_joules": 35.0,
+        "measured_tokens": 350,
+        "hosts": 1,
+        "counters": ["package-0"],
+    }
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_stops_at_once(number: signal.Signals) -> None:
+    reader, writer = os.pipe()
+    child = os.fork()  # a process that has imported everything already
+    if not child:
+        try:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            with StopSignals() as stop:
+                signal.raise_signal(number)
+                os.write(writer, str(stop.requested).encode())
+                signal.raise_signal(number)
+                os.write(writer, b" still here")
+        finally:
+            os._exit(1)
+    os.close(writer)
+    _, status = os.waitpid(child, 0)
+    with os.fdopen(reader) as said:
+        assert said.read() == number.name
+    assert os.waitstatus_to_exitcode(status) == -number

@@ -47,21 +47,23 @@ class Weight:
 
     def back_product(self, g: Tensor) -> Tensor:
         """g W, in the type of g."""
-        return torch.matmul(g.to(self.matrix.dtype), self.matrix).to(g.dtype)
+        return product(g.to(self.matrix.dtype), self.matrix).to(g.dtype)
 
     def affine(self, x: Tensor, bias: Tensor, out: Tensor) -> None:
         """`out` = x W^T + b, with b [out], or [directions, 1, out]."""
         if self.matrix.dtype != out.dtype:
-            out.copy_(torch.matmul(x.to(self.matrix.dtype), self.transposed)).add_(bias)
+            out.copy_(product(x.to(self.matrix.dtype), self.transposed)).add_(bias)
         elif out.dim() == 2:
             torch.addmm(bias, x, self.transposed, out=out)
+        elif _has_other_bits_alone(x):
+            _as_one_of_two(bias, x, self.transposed, out)
         else:
             torch.baddbmm(bias, x, self.transposed, out=out)
 
     def gradient(self, g: Tensor, x: Tensor) -> Tensor:
         """The weight's own gradient over all rows: Σ g^T x, of g [..., rows, out] and x [..., rows, in]."""
         dtype = self.matrix.dtype
-        return torch.matmul(g.to(dtype).transpose(-1, -2), x.to(dtype)).to(g.dtype)
+        return product(g.to(dtype).transpose(-1, -2), x.to(dtype)).to(g.dtype)
 
 
 def sigmoid_(x: Tensor) -> Tensor:
@@ -82,7 +84,15 @@ def through_tanh_(gradient: Tensor, y: Tensor) -> None:
 def column_sum(g: Tensor) -> Tensor:
     """Sum over the rows of [..., rows, n]: the gradient of a bias, as a product, whose bits no threads change."""
     ones = g.new_ones(*g.shape[:-2], 1, g.shape[-2])
-    return torch.matmul(ones, g).squeeze(-2)
+    return product(ones, g).squeeze(-2)
+
+
+def product(x: Tensor, y: Tensor) -> Tensor:
+    """The matrix product of [..., rows, n] and [..., n, columns].
+
+    In float32 one of two directions has the same bits alone, [1, rows, n], as beside the other, [2, rows, n].
+    """
+    return torch.matmul(_twice(x), _twice(y))[:1] if _has_other_bits_alone(x) else torch.matmul(x, y)
 
 
 class Program(ABC):
@@ -125,7 +135,33 @@ def run(program: Program, *inputs: Tensor) -> tuple[Tensor, ...]:
 
 def _add_product(into: Tensor, x: Tensor, matrix: Tensor) -> None:
     add = Tensor.addmm_ if into.dim() == 2 else Tensor.baddbmm_
-    if matrix.dtype == into.dtype:
-        add(into, x, matrix)
+    if matrix.dtype != into.dtype:
+        into.add_(product(x.to(matrix.dtype), matrix).to(into.dtype))
+    elif _has_other_bits_alone(x):
+        _as_one_of_two(into, x, matrix, into)
     else:
-        into.add_(torch.matmul(x.to(matrix.dtype), matrix).to(into.dtype))
+        add(into, x, matrix)
+
+
+def _has_other_bits_alone(x: Tensor) -> bool:
+    """Whether x is a row of a single direction: a batch of one is multiplied as a matrix, and a row as a vector.
+
+    In bfloat16 oneDNN adds up in another order for a batch of one of any size, and now and then the rounding shows it.
+    """
+    return x.dim() == 3 and x.shape[:2] == (1, 1)
+
+
+def _as_one_of_two(bias: Tensor, x: Tensor, matrix: Tensor, out: Tensor) -> None:
+    """`out` = bias + x · matrix for a row of a single direction.
+
+    How far rows and directions lie apart in `out` decides the way, too: so it is as here.
+    """
+    (apart, row, _), units = out.stride(), out.shape[-1]
+    both = out.new_empty(2, 1 if apart == row else 2, max(row, units))[:, :1, :units]
+    torch.baddbmm(_twice(bias), _twice(x), _twice(matrix), out=both)
+    out.copy_(both[:1])
+
+
+def _twice(x: Tensor) -> Tensor:
+    """A direction beside itself, without a copy."""
+    return x.expand(2, -1, -1)

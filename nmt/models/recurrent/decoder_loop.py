@@ -57,13 +57,14 @@ def decode_sequence(
     ----------
     embedded: [time, batch, e] inputs, before the first layer's mask.
     first: [batch, state units], the cells' first states side by side.
+    layers: those of the stack that `residual` belongs to, or the lowest of them.
     """
     program = _DecoderProgram(embedded, first, residual, layers, attended, watch)
     tops, contexts = run(program, *program.inputs)
     return tops, contexts
 
 
-class _Tape:
+class Tape:
     """A layer's buffers over all steps, and its kernel.
 
     The parameters are those of the loop's inputs, without autograd. `inputs` [time, batch, in] is what the cell's input
@@ -177,7 +178,7 @@ class _DecoderProgram(Program):
         self.contexts = like.new_zeros(time + 1, batch, context_units)  # at t the one that step t is fed
         self.joined = like.new_empty(time, batch, e + context_units)  # [embedding; context] as the weights meet it
         first = iter(self.first.split(self.layers[0].units, dim=-1))
-        self.tapes: list[_Tape] = []
+        self.tapes: list[Tape] = []
         for number, layer in enumerate(self.layers):
             inputs: Tensor | None = None
             if number == 0 and self.residual.input_transform is None:
@@ -185,9 +186,9 @@ class _DecoderProgram(Program):
             elif number == 0 or self.residual.active or layer.input_mask is not None or self._masks_output(number - 1):
                 inputs = like.new_empty(time, batch, layer.input_weight.shape[-1])
             parts = [next(first) for _ in range(layer.state_parts)]
-            self.tapes.append(_Tape(layer, inputs, time, parts, dtype))
+            self.tapes.append(Tape(layer, inputs, time, parts, dtype))
         plain = not self.residual.active and not self._masks_output(-1)
-        self.tops = None if plain else like.new_empty(time, batch, self.residual.output_units)
+        self.tops = None if plain else like.new_empty(time, batch, self.residual.widths[len(self.layers)])
         bottom, columns, rest = self.tapes[0], self.joined[..., :e], slice(e, None)
         transform = self.residual.input_transform
         if transform is None:

@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 import logging
 import math
+import os
+import re
 import shutil
+import signal
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
+from postgres_server import Server, binaries, serving
 
 from nmt.config import compose, to_dict
 from nmt.config.identity import decode_id, run_id, train_id
 from nmt.config.schema import RunConfig
 from nmt.runs import LocalRunStore, RunStatus
-from sweeps.mirror import ConfigurationGroup
-from sweeps.tracking import MlflowTracker
-from sweeps.tracking_store import StoreLock, default_uri, open_client
+from sweeps.tracking.mirror import ConfigurationGroup
+from sweeps.tracking.mirrored_configuration import with_factors
+from sweeps.tracking.store import StoreLock, default_uri, open_client
+from sweeps.tracking.tracker import MlflowTracker
 
 COMMIT, FINGERPRINT, DIGEST = "0123456789abcdef0123456789abcdef01234567", "ab" * 32, "cd" * 32
 
@@ -121,16 +131,16 @@ class Runs:
         name = train_id(config)
         return ConfigurationGroup(config.label, name, [f"{name}/s{seed}" for seed in seeds], to_dict(config))
 
-    def tracker(self, *groups: ConfigurationGroup, experiment: str = "study@local") -> MlflowTracker:
-        uri = default_uri(self.root)
-        return MlflowTracker(self.store, uri, experiment, groups, StoreLock(uri, self.root))
+    def tracker(self, *groups: ConfigurationGroup, experiment: str = "study@local", uri: str = "") -> MlflowTracker:
+        uri = uri or default_uri(self.root)
+        return MlflowTracker(self.store, uri, experiment, with_factors(groups), StoreLock(uri, self.root))
 
 
 class View:
     """What MLflow holds of an experiment, read with a client of its own."""
 
-    def __init__(self, root: Path, experiment: str = "study@local"):
-        self.client = open_client(default_uri(root))
+    def __init__(self, uri: str, experiment: str = "study@local"):
+        self.client = open_client(uri)
         self.experiment = self.client.get_experiment_by_name(experiment)
         assert self.experiment is not None, f"no experiment {experiment}"
         self.runs = list(self.client.search_runs([self.experiment.experiment_id]))
@@ -155,6 +165,22 @@ class View:
             found[key] = (run.info.run_name, run.info.status, tags, dict(run.data.params), curves, artifacts)
         return found
 
+    def raw(self) -> dict:
+        """All that MLflow knows, ids and times and how often each point is there included: what nobody may touch."""
+        return {
+            run.info.run_id: (
+                dict(run.info),
+                run.data.to_dictionary(),
+                {
+                    name: [dict(one) for one in self.client.get_metric_history(run.info.run_id, name)]
+                    for name in run.data.metrics
+                },
+                [(item.path, item.file_size) for item in self.client.list_artifacts(run.info.run_id)],
+                [dict(entry.dataset) for entry in run.inputs.dataset_inputs],
+            )
+            for run in self.runs
+        }
+
 
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -174,10 +200,100 @@ def runs(tmp_path: Path, empty_store: Path) -> Runs:
 
 @pytest.fixture
 def view(runs: Runs):
-    return lambda experiment="study@local", root=runs.root: View(root, experiment)
+    return lambda experiment="study@local", root=runs.root, uri="": View(uri or default_uri(root), experiment)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Server]:
+    """A PostgreSQL server; skips with a reason where none is installed, and fails there with CI=true."""
+    programs = binaries()
+    missing = "PostgreSQL's server is not installed" if programs is None else ""
+    if not missing and importlib.util.find_spec("psycopg") is None:
+        missing = "psycopg is not installed"
+    if missing and os.environ.get("CI", "").lower() == "true":
+        pytest.fail(f"{missing}, and this is CI: .ci/run installs it")
+    if missing:
+        pytest.skip(missing)
+    with serving(programs) as server:
+        server.execute("CREATE DATABASE empty")
+        open_client(server.uri("empty"))
+        server.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'empty'"
+        )  # a template may have no visitors
+        yield server
+
+
+@pytest.fixture
+def postgres_uri(postgres: Server) -> str:
+    """A database of its own with MLflow's tables, password included."""
+    name = f"runs_{uuid.uuid4().hex[:8]}"
+    postgres.execute(f"CREATE DATABASE {name} TEMPLATE empty")
+    return postgres.uri(name)
+
+
+@pytest.fixture(scope="session")
+def http_uri(served: Served) -> str:
+    """MLflow's server as `nmt ui` starts it."""
+    return served.address
+
+
+@pytest.fixture(params=["sqlite", "http", "postgres"])
+def any_uri(request: pytest.FixtureRequest, tmp_path: Path, empty_store: Path) -> str:
+    """Every kind of store there is, empty but for what earlier tests have told the http server."""
+    if request.param == "sqlite":
+        (tmp_path / "elsewhere").mkdir()
+        shutil.copy(empty_store, tmp_path / "elsewhere" / "mlflow.db")
+        return default_uri(tmp_path / "elsewhere")
+    return str(request.getfixturevalue(f"{request.param}_uri"))
 
 
 @pytest.fixture
 def heard(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets pytest hear our loggers, whatever a sweep of an earlier test has done with them."""
     monkeypatch.setattr(logging.getLogger("nmt"), "propagate", True)
+
+
+class Served:
+    """A store with a study in it, shown by `nmt ui` as a process of its own.
+
+    `lines` are what it printed; `links` are those of the study, by what they lead to.
+    """
+
+    def __init__(self, runs: Runs, ui: subprocess.Popen[str]):
+        self.runs, self.lines = runs, []
+        assert ui.stdout is not None and ui.stderr is not None
+        while not self.lines or "Ctrl-C" not in self.lines[-1]:
+            line = ui.stdout.readline()
+            assert line, f"nmt ui ended early: {ui.stderr.read()}"
+            self.lines.append(line.rstrip())
+        self.address = re.search(r"http://127\.0\.0\.1:\d+", "\n".join(self.lines))[0]
+        assert self.lines[0] == "shown@local"
+        self.links = dict(line.split() for line in self.lines if line.startswith("  "))
+
+
+@pytest.fixture(scope="session")
+def served(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Iterator[Served]:
+    """One server for all tests that look at pages or track over HTTP: starting it takes seconds.
+
+    Its experiment is `shown@local`, into which nobody else tracks. The configurations reach a test BLEU of 30.0 and
+    31.0 (`additive`) and of 10.0 and 11.0 (`none`). A model is registered, without a version.
+    """
+    root = tmp_path_factory.mktemp("served")
+    shutil.copy(empty_store, root / "mlflow.db")
+    runs = Runs(root)
+    groups = []
+    for label, experiment, bleu in (("additive", "baseline", 30.0), ("none", "t5_none_state", 10.0)):
+        for seed in (1, 2):
+            config = runs.config(label, seed, experiment=experiment)
+            runs.whole(config, bleu + seed - 1)
+        groups.append(runs.group(config))
+    runs.tracker(*groups, experiment="shown@local").close()
+    open_client(default_uri(root)).create_registered_model("shown@local", description="The best of them.")
+    command = [sys.executable, "-m", "nmt.cli", "ui", "port=0", f"runs={root}"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as ui:
+        try:
+            yield Served(runs, ui)
+            os.kill(ui.pid, signal.SIGINT)
+            assert ui.wait(timeout=30) == 0
+        finally:
+            ui.kill()

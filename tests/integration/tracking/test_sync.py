@@ -11,8 +11,8 @@ import pytest
 from nmt.config import to_dict
 from nmt.config.identity import run_id
 from nmt.errors import UserError
-from sweeps.sync import main
-from sweeps.tracking_store import StoreLock, default_uri
+from sweeps.tracking.store import StoreLock, default_uri
+from sweeps.tracking.sync import main
 
 
 @pytest.fixture
@@ -98,20 +98,21 @@ def test_one_sweep_alone(runs, view, study, capsys) -> None:
 
 def test_damage_is_named_and_skipped(runs, view, study, capsys) -> None:
     damaged = run_id(study["rows"]["additive"][1])
-    with (runs.store.directory(damaged) / "metrics.jsonl").open("a") as file:
-        file.write("{broken\n")
+    metrics = runs.store.directory(damaged) / "metrics.jsonl"
+    header, *lines = metrics.read_text().splitlines(keepends=True)
+    metrics.write_text("".join([header, *lines[:4], "{broken\n", *lines[4:]]))
     (runs.store.directory(run_id(study["lone"])) / "config.yaml").write_text("a: [\n")
     (runs.root / "reports" / "old@local").mkdir()
     (runs.root / "reports" / "old@local" / "sweep.json").write_text('{"format_version": 1, "rows": []}')
     assert sync(runs) == 1
     said = capsys.readouterr()
     assert "3 runs of 2 configurations" in said.out and "3 left out" in said.out
-    assert damaged in said.err and "metrics.jsonl:13" in said.err
+    assert damaged in said.err and "metrics.jsonl:6" in said.err
     assert run_id(study["lone"]) in said.err and "config.yaml:2" in said.err
     assert "old@local" in said.err
     seen = view()
     assert seen.parents()["additive"].data.metrics["bleu_mean"] == 30.5  # the result is whole: as in the sweep's table
-    assert seen.curve(seen.children()[damaged]) == []
+    assert [step for step, _ in seen.curve(seen.children()[damaged])] == list(range(10, 101, 10))  # all lines but one
 
 
 def test_mistakes(runs, study, tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from nmt.config.identity import run_id
-from sweeps.tracking import MlflowTracker, open_for_run, open_for_sweep
-from sweeps.tracking_store import StoreLock
+from sweeps.tracking.store import StoreLock
+from sweeps.tracking.tracker import MlflowTracker, open_for_run, open_for_sweep
 
 pytestmark = pytest.mark.usefixtures("heard")
 
@@ -58,6 +58,24 @@ def test_a_sweep_is_a_tree_of_configurations_and_replicates(runs, view) -> None:
     assert stored == {"config.yaml", "env.json", "metrics.jsonl", "result.json"}
     assert seen.curve(child, "val/decode/bleu") == [(100, 32.0)]
     assert seen.curve(parent, "val/decode/bleu") == [(100, 31.5)]
+
+
+def test_rows_can_be_sorted_by_the_numbers_that_they_differ_in(runs, view) -> None:
+    rows = {}
+    for units in (128, 64, 1024):
+        config = runs.config(f"{units} units", **{"model.attention.units": units})
+        runs.whole(config, units / 100)
+        rows[units] = runs.group(config, range(1, 2))
+    tracker = open_for_sweep("study", "local", list(rows.values()), runs.store)
+    tracker.close()
+    seen = view()
+    order = ["metrics.`factor.model.attention.units` DESC"]
+    condition = "tags.`nmt.kind` = 'configuration'"
+    found = seen.client.search_runs([seen.experiment.experiment_id], condition, order_by=order)
+    assert [run.info.run_name for run in found] == ["1024 units", "128 units", "64 units"]
+    factors = [name for name in found[0].data.metrics if name.startswith("factor.")]
+    assert factors == ["factor.model.attention.units"]
+    assert "metrics.`factor.model.attention.units`" in seen.experiment.tags["mlflow.sharedViewState.nmt"]
 
 
 def test_polls_append_what_is_new_and_nothing_twice(runs, view) -> None:
@@ -295,7 +313,7 @@ def test_processes_that_start_together_on_an_empty_store(runs, view) -> None:
     (runs.root / "mlflow.db").unlink()
     code = (
         "import sys; from nmt.config import load_run_config; from nmt.runs import LocalRunStore;"
-        "from sweeps.tracking import open_for_run; store = LocalRunStore(sys.argv[1]);"
+        "from sweeps.tracking.tracker import open_for_run; store = LocalRunStore(sys.argv[1]);"
         "tracker = open_for_run(load_run_config(store.directory(sys.argv[2]) / 'config.yaml'), store);"
         "tracker.poll(); tracker.close()"
     )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import urllib.error
@@ -16,9 +18,10 @@ from pathlib import Path
 import pytest
 
 from nmt.errors import UserError
-from sweeps.ui import links, main
+from sweeps.tracking import sync
+from sweeps.tracking.ui import links, main
 
-CODE = "import sys; from sweeps.ui import main; sys.exit(main(sys.argv[1:]))"
+CODE = "import sys; from sweeps.tracking.ui import main; sys.exit(main(sys.argv[1:]))"
 
 
 def ask(url: str, body: dict | None = None, headers: dict | None = None) -> tuple[int, bytes]:
@@ -121,11 +124,33 @@ def test_a_store_that_is_none(runs) -> None:
         main(["port=0", f"runs={runs.root}"])
 
 
+def test_a_database_of_a_newer_mlflow_is_told_and_left_alone(runs, heard, caplog) -> None:
+    config = runs.config("additive")
+    runs.whole(config, 30.0)
+    database = runs.root / "mlflow.db"
+    with contextlib.closing(sqlite3.connect(database)) as connection, connection:
+        connection.execute("UPDATE alembic_version SET version_num = 'fedcba987654'")
+    before = database.read_bytes()
+    expected = (
+        rf"has tables of a newer MLflow \(version fedcba987654\) than this .*; update mlflow, or move {database} away"
+    )
+    tracker = runs.tracker(runs.group(config, range(1, 2)))  # what a sweep and a training have
+    assert tracker.register_best() is None
+    tracker.close()
+    (told,) = caplog.messages
+    assert re.search(f"{expected} and `nmt sync` makes it anew; training goes on", told)
+    for verb, words in ((sync.main, []), (main, ["port=0"])):
+        with pytest.raises(UserError, match=expected) as caught:
+            verb([f"runs={runs.root}", *words])
+        assert str(caught.value).count("\n") == 0
+    assert database.read_bytes() == before
+
+
 @pytest.mark.parametrize("verb", ["sync", "ui"])
 def test_help_and_mistakes_load_nothing_heavy(verb: str) -> None:
     code = (
         "import sys\n"
-        f"from sweeps.{verb} import main\n"
+        f"from sweeps.tracking.{verb} import main\n"
         "try: main(sys.argv[1:])\n"
         "except SystemExit: pass\n"
         "print(sorted({'mlflow', 'torch', 'pandas', 'ray', 'hydra'} & set(sys.modules)))"

@@ -1,0 +1,1 @@
+"""The strategy `ddp`: torch's DistributedDataParallel, the yardstick of the others."""

@@ -1,0 +1,239 @@
+"""The coordinator of a ring: what the trainer asks of its nodes, and the way to their state; no gradient passes it."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from distributed.agent import Job
+from distributed.errors import DistributedError, LinkError
+from distributed.links.frames import Frame
+from distributed.links.link import Link
+from distributed.parameter_server.members import names_of
+from distributed.parameter_server.messages import Kind, Member, worker
+from distributed.parameter_server.reporting import ReportingMembers
+from distributed.parameter_server.state_links import StateLinks
+from distributed.ring.membership import RingMembership
+from distributed.strategy import StateLost
+
+
+class RingCoordinator(ReportingMembers[RingMembership]):
+    """Members of a ring, and what they say of steps.
+
+    Public methods are called by the trainer's thread; what they wait for is brought about by the coordinator's own.
+
+    Parameters
+    ----------
+    job: role `coordinator`, with the run, its token and the options.
+    workload: the specification that nodes build theirs from.
+    """
+
+    where = "the ring"
+    roles: Mapping[str, str] = {"worker": "ring.worker"}
+
+    def __init__(self, job: Job, workload: Mapping[str, Any]):
+        membership = RingMembership(self._order, self._take_step, self._state_is_lost, job.options["workers"])
+        super().__init__(job, {"worker": {"workload": workload}}, membership)
+        self._links = StateLinks(job, self._changed, lambda number, link: self._put("unlinked", number, link))
+        self._steps: dict[int, dict[str, Any]] = {}  # by step, what was said of those that were not asked for yet
+        self._cleared: set[Member] = set()
+        self._installed = False
+        self._digests: dict[Member, int] = {}  # of the parameters of the step that was asked for
+        self._grant: dict[str, Any] = {"do": "grant", "after": 0, "through": 0, "rate_scale": 1.0, "probe": 0}
+
+    # ------------------------------------------------------------------------------------------------- the trainer's
+
+    def begin(self, step: int, buffers: Sequence[torch.Tensor], updates: int) -> None:
+        """Give the nodes the state before `step`, and let all begin there: the first gets it, and passes it on."""
+        while not self._install(step, buffers, updates):
+            pass  # somebody was lost before two had it: it is here, so that the others can have it all
+
+    def _install(self, step: int, buffers: Sequence[torch.Tensor], updates: int) -> bool:
+        with self._changed:
+            self._beginning, self._installed = True, False
+            self._cleared.clear()
+            self._steps.clear()
+            if isinstance(self._failure, StateLost):
+                self._failure = None
+        self._wait(lambda: bool(self._ready), lambda: "a worker to come", seconds=self._patience())
+        members = set(self._ready)
+        for member in members:
+            self._send(member, {"do": "clear"})
+        self._wait(
+            lambda: self._cleared >= members or not members <= self._ready,
+            lambda: f"{names_of(members - self._cleared)} to forget what they had",
+        )
+        first = min(members).number
+        with contextlib.suppress(LinkError):  # it is gone, or its link is, and is tried again
+            for index, buffer in enumerate(buffers):
+                frame = Frame(kind=Kind.STATE, step=step - 1, tags=(0, index, updates))
+                self._link(first).send(frame, buffer.detach().cpu())
+        self._wait(
+            lambda: self._installed or not members <= self._ready or not self._links.lead_to(frozenset({first})),
+            lambda: f"worker {first} to take the state",
+        )
+        if not self._installed:
+            return False
+        self._put("begin", step)
+        try:
+            self._wait(lambda: self._membership.at_work and not self._beginning, lambda: "the state to go round")
+        except StateLost:
+            return False
+        return True
+
+    def grant(self, after: int, through: int, rate_scale: float, probe: int) -> None:
+        """Let nodes begin steps up to `through`, and look into step `probe`, where the trainer knows of those up to
+        `after`."""
+        self._grant = {"do": "grant", "after": after, "through": through, "rate_scale": rate_scale, "probe": probe}
+        for member in list(self._agents):
+            self._send(member, self._grant)
+
+    def wait_for(self, step: int) -> Mapping[str, Any]:
+        """What nodes say of a step, once all of them have applied it. Steps before it are forgotten.
+
+        facts: by seat, what was said of its share. about: what `Replica.apply` told.
+
+        Raises StateLost where only a checkpoint can go on, DistributedError where nothing can.
+        """
+        self._wait_for_step(step, lambda: step in self._steps)
+        with self._changed:
+            for old in [one for one in self._steps if one < step]:
+                del self._steps[old]
+            return self._steps[step]
+
+    def wait_until_rest(self, step: int) -> None:
+        """Wait until no change of members is under way."""
+        self._wait(
+            lambda: self._membership.at_work,
+            lambda: f"{self._membership.pending() or 'everybody to rest'} after step {step}",
+        )
+
+    def pull(self, step: int, buffers: Sequence[torch.Tensor]) -> int:
+        """Write the nodes' state after `step` into flat buffers: parameters, then moments as far as asked for.
+
+        Returns how many updates they have made. Raises StateLost where nodes do not have the same bits.
+        """
+        self._compare(step)
+        limit = time.monotonic() + 10 * self._options["deadline_seconds"]
+        while True:
+            self.wait_until_rest(step)
+            with self._changed:
+                self._links.received.clear()
+                epoch, one = self._membership.epoch, self._membership.ring.order[0]
+            with contextlib.suppress(LinkError):  # it is gone, and the epoch with it, or the link alone
+                self._link(one).send(Frame(kind=Kind.PULL, step=step, tags=(0, len(buffers), 0)))
+
+            def is_there() -> bool:
+                return len(self._links.received) == len(buffers)
+
+            def is_over(epoch: int = epoch, asked: int = one) -> bool:
+                return self._membership.epoch != epoch or not self._links.lead_to(frozenset({asked}))
+
+            self._wait(lambda: is_there() or is_over(), lambda: f"the state of step {step}")
+            with self._changed:
+                if is_there():
+                    updates = 0
+                    for (_, index), (content, made) in self._links.received.items():
+                        buffers[index].copy_(content)
+                        updates = made
+                    self._links.received.clear()
+                    return updates
+                if time.monotonic() > limit:
+                    raise DistributedError(f"no link to worker {one} lasts", where=self.where)
+                self._changed.wait(0.05)  # one whose link ends first is lost a moment later
+
+    def _compare(self, step: int) -> None:
+        """Have all nodes add up the bits of their parameters, which must be the same."""
+        self.wait_until_rest(step)
+        with self._changed:
+            self._digests.clear()
+            asked = [worker(number) for number in self._membership.ring.order]
+        for member in asked:
+            self._send(member, {"do": "digest", "step": step})
+        self._wait(
+            lambda: all(member in self._digests or member not in self._ready for member in asked),
+            lambda: f"what {names_of(set(asked) & self._ready - self._digests.keys())} have after step {step}",
+        )
+        if len(set(self._digests.values())) > 1:
+            raise StateLost(f"after step {step} the workers' parameters are not the same")
+
+    def close(self) -> None:
+        """End all members and the coordinator's thread. Safe to call twice."""
+        self._closing = True
+        self._links.close()
+        super().close()
+
+    # ------------------------------------------------------------------------------------------------- events
+
+    def _on_unlinked(self, number: int, link: Link) -> None:
+        """A link of the coordinator's own has ended."""
+        self._links.forget(number, link)
+
+    def _on_begin(self, step: int) -> None:
+        """One of those who are ready has the state, unless it is gone; some may just have come."""
+        self._beginning = False
+        self._membership.begin([member.number for member in self._ready], step)
+
+    def _forget(self, member: Member) -> None:
+        """The link to it; and that it waited to be taken in."""
+        self._links.drop(member.number)
+        if not self._belongs(member):
+            self._membership.leave(member.number)
+
+    # ------------------------------------------------------------------------------------------------- what members say
+
+    def _say_ready(self, member: Member, said: dict[str, Any]) -> None:
+        self._serving[member.number] = said["addresses"]
+        self._is_ready(member)
+        if self._membership.epoch and not self._beginning:
+            self._send(member, self._grant)
+            self._membership.join(member.number)
+
+    def _say_cleared(self, member: Member, said: dict[str, Any]) -> None:
+        self._cleared.add(member)
+
+    def _say_installed(self, member: Member, said: dict[str, Any]) -> None:
+        self._installed = True
+
+    def _say_digest(self, member: Member, said: dict[str, Any]) -> None:
+        self._digests[member] = said["digest"]
+
+    def _say_status(self, member: Member, said: dict[str, Any]) -> None:
+        self._membership.on_status(member.number, said)
+
+    def _say_rolled(self, member: Member, said: dict[str, Any]) -> None:
+        self._membership.on_rolled(member.number, said["epoch"])
+
+    def _say_joined(self, member: Member, said: dict[str, Any]) -> None:
+        self._membership.on_joined(member.number, said["epoch"])
+
+    def _say_applied(self, member: Member, said: dict[str, Any]) -> None:
+        self._membership.on_applied(member.number, said["step"], said)
+
+    # ------------------------------------------------------------------------------------------------- inside
+
+    def _belongs(self, member: Member) -> bool:
+        return member.number in self._membership.ring.order
+
+    def _leave(self, member: Member) -> None:
+        self._membership.leave(member.number)
+
+    def _order(self, number: int, message: dict[str, Any]) -> None:
+        self._send(worker(number), message)
+
+    def _take_step(self, step: int, said: dict[str, Any]) -> None:
+        self._steps[step] = said
+        if not said["about"]["finite"]:
+            self._grant = self._grant | {"through": step}  # for those who come later
+
+    def _patience(self) -> float:
+        assert self._replacements is not None
+        return self._replacements.patience
+
+    def _link(self, number: int) -> Link:
+        """A link of the coordinator's own to a node. Raises LinkError where it cannot be reached."""
+        return self._links.to(number, self._serving[number])

@@ -1,0 +1,216 @@
+"""A node's links: to its successor and from its predecessor. There is no way to be linked to another node.
+
+They are made anew in each epoch. A node connects to its successor as soon as it has entered the epoch itself; the
+successor lets it in once it has entered, too, and lets in nobody else. What is sent before the link is there waits.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from distributed.agent import Control, Job
+from distributed.errors import LinkError
+from distributed.links.addresses import Addresses
+from distributed.links.counters import Counters, total
+from distributed.links.frames import Frame
+from distributed.links.link import Deliver, Link, Peer, Place
+from distributed.links.listener import HANDSHAKE_SECONDS, Listener, Membership, connect
+from distributed.links.shared_memory import SharedArena
+from distributed.parameter_server.messages import COORDINATOR, Member, worker
+from distributed.ring.messages import Kind, Ring
+
+PHASES = {
+    Kind.REDUCE: "reduce",
+    Kind.GATHER: "gather",
+    Kind.FACTS: "facts",
+    Kind.ROLL: "roll",
+    Kind.ROLL_FACTS: "rolled",
+    Kind.STATE: "state",
+    Kind.STATE_FACTS: "joined",
+}
+"""What frames are called where faults are injected."""
+
+NOBODY = Ring(0, ())
+
+
+class Neighbours:
+    """The links of one node, and a listener for its predecessor and for the coordinator, who fetches whole states.
+
+    Parameters
+    ----------
+    job, control: the node's.
+    place: where payloads from the predecessor go.
+    deliver: takes each of its frames; called by the thread that receives it.
+    serve: starts a link that the coordinator has made.
+    """
+
+    def __init__(self, job: Job, control: Control, place: Place, deliver: Deliver, serve: Callable[[Link], None]):
+        self._job, self._control, self._place, self._deliver, self._serve = job, control, place, deliver, serve
+        self.arena = SharedArena() if job.options["link"] != "tcp" else None
+        self._faults = job.faults()
+        self._counters: dict[Member, list[Counters]] = {}  # of all links that there have been
+        self._changed = threading.Condition()  # guards what follows
+        self._ring = NOBODY
+        self._to: Link | None = None
+        self._from: Link | None = None
+        self._early: list[tuple[Frame, torch.Tensor | bytes]] = []  # sent before there is a link
+        self._served: list[Link] = []
+        self._closing = False
+        bind = "127.0.0.1" if job.options["bind"] == "auto" else job.options["bind"]
+        self._listener = Listener(
+            lambda: self._membership(self._ring.epoch),
+            self._accept,
+            bind=bind,
+            shared=self.arena is not None,
+            admit=self._admit,
+        )
+        self.addresses = self._listener.addresses.as_dict()
+        """Where others reach this node."""
+
+    def allocate(self, elements: int) -> torch.Tensor:
+        """A buffer of zeros [elements] to send from: in shared memory, where links share some."""
+        return self.arena.allocate(elements) if self.arena is not None else torch.zeros(elements)
+
+    # ------------------------------------------------------------------------------------------------- epochs
+
+    def leave(self) -> None:
+        """End both links, with their threads: afterwards nothing is read or written for the epoch any more."""
+        with self._changed:
+            self._ring = NOBODY
+            ended, self._to, self._from = [self._to, self._from], None, None
+            self._early.clear()
+        for link in ended:
+            if link is not None:
+                link.shutdown()
+                link.close(0.0)
+
+    def enter(self, ring: Ring, addresses: Mapping[str, Any]) -> None:
+        """Be of this epoch: let the predecessor in, and begin to connect to the successor.
+
+        addresses: of all members, by number as text.
+        """
+        with self._changed:
+            self._ring = ring
+            self._changed.notify_all()
+        successor = ring.successor(self._job.number)
+        if successor != self._job.number:
+            arguments = (ring.epoch, successor, addresses[str(successor)])
+            threading.Thread(target=self._connect, args=arguments, name="ring-connect", daemon=True).start()
+
+    # ------------------------------------------------------------------------------------------------- messages
+
+    def send(self, frame: Frame, payload: torch.Tensor | bytes = b"") -> None:
+        """Part of `Outbox`. What is of another epoch, or cannot be sent any more, is of no use to anybody."""
+        with self._changed:
+            if frame.epoch != self._ring.epoch:
+                return
+            if self._to is None:
+                self._early.append((frame, payload))
+            else:
+                _send(self._to, frame, payload)
+
+    def tell(self, message: dict[str, Any]) -> None:
+        """Part of `Outbox`."""
+        self._control.tell(message)
+
+    def counters(self) -> dict[str, dict[str, Any]]:
+        """What went to and from each peer, over links that have ended, too."""
+        return {str(member): total(links) for member, links in list(self._counters.items())}
+
+    def shared_bytes(self) -> int:
+        """Bytes of the shared memory that this node has made."""
+        return self.arena.bytes if self.arena is not None else 0
+
+    def close(self) -> None:
+        """End everything."""
+        self._closing = True
+        with self._changed:
+            self._changed.notify_all()
+        self._listener.close()
+        self.leave()
+        for link in self._served:
+            link.shutdown()
+            link.close(1.0)
+        if self.arena is not None:
+            self.arena.close()
+
+    # ------------------------------------------------------------------------------------------------- inside
+
+    def _membership(self, epoch: int) -> Membership:
+        return self._job.membership(
+            epoch,
+            arena=self.arena,
+            beat_seconds=self._job.options["heartbeat_seconds"],  # shows that a frame is missing though none follows
+            faults=self._faults,
+            phases=PHASES,
+            # The protocol bounds what waits: two steps' parts, in memory that is there anyway. To wait for room would
+            # be to wait for the successor under the lock of the sums, which it may be waiting for in turn.
+            queued_frames=sys.maxsize,
+        )
+
+    def _admit(self, peer: Peer) -> str | None:
+        """The predecessor, also where it has entered the epoch before this node has; and the coordinator."""
+        if peer.role == COORDINATOR.role:
+            return None
+        with self._changed:
+            self._changed.wait_for(lambda: self._closing or self._ring.epoch >= peer.epoch, HANDSHAKE_SECONDS / 2)
+            if peer.epoch != self._ring.epoch:
+                return f"{peer} is of epoch {peer.epoch}, and this node of another"
+            if (peer.role, peer.id) != ("worker", self._ring.predecessor(self._job.number)):
+                return f"{peer} is not the predecessor of worker {self._job.number}"
+        return None
+
+    def _accept(self, link: Link) -> None:
+        if link.peer.role == COORDINATOR.role:
+            self._served.append(link)
+            self._counters.setdefault(COORDINATOR, []).append(link.counters)
+            self._serve(link)
+            return
+        with self._changed:
+            is_wanted = link.peer.epoch == self._ring.epoch and self._from is None
+            if is_wanted:
+                self._from = link
+                self._start(link)
+        if not is_wanted:
+            link.close(0.0)
+
+    def _connect(self, epoch: int, successor: int, addresses: dict[str, Any]) -> None:
+        try:
+            membership = self._membership(epoch)
+            link: Link = connect(Addresses.from_dict(addresses), membership, kind=self._job.options["link"])
+        except LinkError as error:
+            self._tell_lost(epoch, worker(successor), error)
+            return
+        with self._changed:
+            is_wanted = epoch == self._ring.epoch
+            if is_wanted:
+                self._to = link
+                self._start(link)
+                for frame, payload in self._early:
+                    _send(link, frame, payload)
+                self._early.clear()
+        if not is_wanted:
+            link.close(0.0)
+
+    def _start(self, link: Link) -> None:
+        epoch, peer = self._ring.epoch, worker(link.peer.id)
+        self._counters.setdefault(peer, []).append(link.counters)
+        link.start(self._place, self._deliver, lambda reason: self._tell_lost(epoch, peer, reason))
+
+    def _tell_lost(self, epoch: int, peer: Member, reason: LinkError) -> None:
+        """Say that a link of the present epoch has ended, or was never made."""
+        if epoch == self._ring.epoch and not self._closing:
+            about = {"say": "link lost", "role": peer.role, "number": peer.number, "reason": str(reason)}
+            self._control.tell(about | {"epoch": epoch})
+
+
+def _send(link: Link, frame: Frame, payload: torch.Tensor | bytes) -> None:
+    try:
+        link.send(frame, payload)
+    except LinkError:
+        link.shutdown()  # a frame is missing now, so that it must not go on

@@ -1,0 +1,1 @@
+"""The parts of `scripts/bench_distributed.py` that measure the parameter server beside what it competes with."""

@@ -1,0 +1,92 @@
+"""A step of training with `ring_allreduce`, beside torch's DDP on the same batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+from bench.children import Job, Report
+from bench.machine import Spread
+from bench.parameter_server.exchange import shown
+from bench.parameter_server.steps import RIVAL, training_config
+from bench.tables import Part, table
+from bench.turns import take_turns
+
+ARMS: dict[str, dict[str, Any]] = {
+    "shm": {"engine": "own", "link": "shm"},
+    "tcp": {"engine": "own", "link": "tcp"},
+    "gloo": {"engine": "gloo"},
+}
+
+
+def step_jobs(sizes: Sequence[str], rounds: int, seconds: float) -> list[Job]:
+    """A job for each model."""
+    return [Job(f"steps of a ring, {size}", measure_steps, (size, rounds, seconds), units=rounds) for size in sizes]
+
+
+def measure_steps(report: Report, size: str, rounds: int, seconds: float) -> dict[str, Any]:
+    """Seconds a step of DDP and of the ring over each kind of link, one after the other in every round.
+
+    All take the same batches in every round. seconds: how long each is timed in a round, about.
+    """
+    import torch
+
+    from bench.parameter_server.arm import WORKERS, Arm
+    from bench.parameter_server.gang import Gang
+    from bench.parameter_server.workloads import translation_spec
+
+    torch.set_num_threads(1)
+    spec = translation_spec(training_config(size))
+    with ExitStack() as running:
+        gang = running.enter_context(Gang(WORKERS, "bench.parameter_server.rivals:TorchDdp", spec))
+        arms = {name: running.enter_context(Arm(spec, "ring_allreduce", **words)) for name, words in ARMS.items()}
+        runs: dict[str, Callable[[int], float]] = {RIVAL: gang.run}
+        runs |= {name: arm.run for name, arm in arms.items()}
+        warm = [run(1) for run in runs.values()]
+        steps = max(1, min(50, round(seconds / min(warm))))
+        pids = {RIVAL: {"worker": gang.pids}} | {name: arm.pids for name, arm in arms.items()}
+        found = take_turns(report, runs, pids, dict.fromkeys(runs, steps), rounds)
+        times = {name: arm.times() for name, arm in arms.items()}
+        return {
+            "size": size,
+            "parameters": sum(one.numel() for one in spec.build().build_model().parameters()),
+            "workers": WORKERS,
+            "steps_per_round": steps,
+            "rounds": found,
+            "times": times,
+        }
+
+
+def step_part(found: Sequence[dict[str, Any]]) -> Part:
+    """Ratios to the DDP of the same round; `ring_step_vs_ddp` is that of shared memory with the first model."""
+    rows = []
+    ratios: dict[str, float] = {}
+    for one in found:
+        for name, rounds in one["rounds"].items():
+            over = Spread.of([a["step"] / b["step"] for a, b in zip(rounds, one["rounds"][RIVAL], strict=True)])
+            if name in ARMS:
+                ratios[f"ring_step/{one['size']}/{name}/over_ddp"] = over.median
+                if name == "shm":
+                    ratios.setdefault("ring_step_vs_ddp", over.median)
+            rows.append(
+                [
+                    shown(one["parameters"]),
+                    f"ring, {name}" if name in ARMS else name,
+                    Spread.of([1e3 * a["step"] for a in rounds]).shown(),
+                    over.shown("{:.2f}".format),
+                    f"{1e3 * Spread.of([a['cpu'] for a in rounds]).median:,.0f}",
+                    f"{Spread.of([a['load'] for a in rounds]).median:.1f}",
+                ]
+            )
+    return Part(
+        "Steps of training with a ring",
+        [
+            f"{found[0]['workers']} processes compute in each, one thread each, on the same batches of 128 synthetic "
+            f"sentences with the lengths of Multi30k's; dropout, clipping, Adam. `{RIVAL}` is the tutorials' loop "
+            "with our model and batches; `ring, gloo` is engine=gloo of the ring.",
+            table(["parameters", "strategy", "ms a step", "÷ DDP", "CPU ms a step, all processes", "load"], rows),
+        ],
+        list(found),
+        ratios,
+    )

@@ -1,0 +1,1 @@
+"""Outputs of other systems beside our runs: kept, scored as ours are, and shown as rows of tables."""

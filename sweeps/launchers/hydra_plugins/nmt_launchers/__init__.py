@@ -1,0 +1,1 @@
+"""Hydra's launchers of `nmt train -m`; see `sweeps.launchers`."""
