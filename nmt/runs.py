@@ -246,16 +246,22 @@ class LocalRunStore:
         Without a readable status.json it is what the other files tell.
         """
         directory = self.directory(run_id)
-        data = read_record(directory, "status.json", sound=is_status)
-        if data is None:
-            return status_without_file(directory)
-        status = status_of(data)
-        if status.state != "running":
-            return status
-        lease = read_lease(directory)
-        heartbeat = max(status.heartbeat, lease.heartbeat if lease else 0.0)
-        state = "running" if is_held(directory) else "interrupted"
-        return dataclasses.replace(status, state=state, heartbeat=heartbeat)
+        before: tuple[int, float] | None = None
+        while True:
+            data = read_record(directory, "status.json", sound=is_status)
+            if data is None:
+                return status_without_file(directory)
+            status = status_of(data)
+            if status.state != "running":
+                return status
+            lease = read_lease(directory)
+            heartbeat = max(status.heartbeat, lease.heartbeat if lease else 0.0)
+            if is_held(directory):
+                return dataclasses.replace(status, heartbeat=heartbeat)
+            said = (status.attempts, status.heartbeat)
+            if said == before:
+                return dataclasses.replace(status, state="interrupted", heartbeat=heartbeat)
+            before = said  # its holder may have come to its end, and said so, between the two looks
 
     def set_status(self, run_id: str, status: RunStatus) -> None:
         """Record the status, with this process, host and time as its sign of life."""

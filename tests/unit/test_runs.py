@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from nmt import runs
 from nmt.errors import UserError
 from nmt.runs import LocalRunStore, RunBusyError, RunStatus, runs_directory
 
@@ -193,6 +195,26 @@ with store.claim({RUN!r}):
     with store.claim(RUN):
         assert store.is_claimed(RUN)
     assert not store.is_claimed(RUN)
+
+
+def test_a_run_that_ends_while_its_status_is_read_is_not_taken_for_interrupted(
+    store: LocalRunStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process comes to its end after a reader has read that it runs, and before that one looks for it."""
+    is_held, seen = runs.is_held, []
+
+    def ends_first(directory: Path) -> bool:
+        if not seen:
+            store.set_status(RUN, RunStatus(state="finished", step=9))
+        seen.append(is_held(directory))
+        return seen[-1]
+
+    store.set_status(RUN, RunStatus(state="running", step=8, latest={"bleu": math.nan}))
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "is_held", ends_first)
+        assert (store.status(RUN).state, seen) == ("finished", [False])
+    store.set_status(RUN, RunStatus(state="running", step=8, latest={"bleu": math.nan}))
+    assert store.status(RUN).state == "interrupted"
 
 
 def test_status_of_an_unknown_run_is_queued(store: LocalRunStore) -> None:
