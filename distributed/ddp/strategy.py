@@ -5,33 +5,29 @@ from __future__ import annotations
 import math
 import queue
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 
 from distributed.agent import Job
-from distributed.arithmetic import FlatParameters, norm
 from distributed.control import Agent, ControlPlane
+from distributed.coordinating import CoordinatingStrategy, inner_norms, step_stats
 from distributed.ddp.group import check_gpus, open_store
 from distributed.errors import DistributedError, LinkError
-from distributed.launchers.choose import Launcher, build_launcher, prepare, run_token, where_to_listen, who_starts
+from distributed.launchers.choose import build_launcher, run_token, where_to_listen, who_starts
 from distributed.links.addresses import Addresses
 from distributed.links.frames import Frame, as_tensor
 from distributed.links.link import Link
 from distributed.links.listener import connect
-from distributed.optimizers import build_optimizer
 from distributed.parameter_server.messages import Kind, Member, worker
-from distributed.run_figures import RunFigures
-from distributed.state import from_state, to_state
 from distributed.strategy import Probe, StateLost, StepStats, WorkloadSpec
 
-AHEAD = 4  # steps that may be begun before the trainer asks for them
 LOOK_SECONDS = 1.0  # between looks at clocks and processes while nobody says anything
 
 
-class DdpStrategy:
+class DdpStrategy(CoordinatingStrategy):
     """Every worker has the whole model and the whole optimizer; this process coordinates, evaluates and saves.
 
     Each computes its share of a step's groups of slots, accumulating over its slots, and gradients are summed by
@@ -45,9 +41,8 @@ class DdpStrategy:
     """What its processes are to be (`distributed.agent.ROLES`)."""
 
     def __init__(self, options: Mapping[str, Any]):
-        self._options = options
+        super().__init__(options)
         self._plane: ControlPlane | None = None
-        self._launcher: Launcher | None = None
         self._store: Any = None
         self._link: Link | None = None  # to worker 0, for whole states
         self._members: dict[int, Agent] = {}
@@ -56,21 +51,13 @@ class DdpStrategy:
         self._times: dict[int, bytes] = {}  # of workers' timelines, what journals do not have yet
         self._interrupted = (math.inf, "")  # since when, and how, workers are without each other
         self._arrived: queue.SimpleQueue[tuple[int, torch.Tensor]] = queue.SimpleQueue()
-        self._granted = self._last = self._updates = 0
-        self._fresh = True  # whether this process has the parameters of `_last`
-        self._loaded = True  # whether the workers have what this process was given
+        self._given = False  # whether this process was given a state, which workers do not begin with by themselves
 
     def start(self, spec: WorkloadSpec) -> None:
         """Build the model here, for evaluation, and bring the workers up."""
         options = self._options
         check_gpus(options["engine"], options["workers"], share_host=who_starts(options) == "processes")
-        prepare(options, [spec.module])
-        self._workload = spec.build()
-        self._figures = RunFigures(self._workload.device)
-        self._model = self._workload.build_model()
-        self._flat = FlatParameters(self._model)
-        rule = build_optimizer(self._workload.optimizer)
-        self._moments = {slot: torch.zeros_like(self._flat.values) for slot in rule.slots}
+        self._build(spec)
         host, _ = where_to_listen(options)
         token = run_token(options)
         self._job = Job("coordinator", 0, options["run"], token, options, {})
@@ -95,48 +82,28 @@ class DdpStrategy:
 
     def step(self, index: int, rate_scale: float = 1.0, probe: bool = False, horizon: int | None = None) -> StepStats:
         """The stats of step `index`, which may have been begun before."""
-        self._load()
-        self._figures.step_asked()
-        through = max(index, min(horizon or index, index + AHEAD))
-        few = through - self._granted < AHEAD // 2 and through != horizon  # fewer messages, unless these are the last
-        if through > self._granted and (index > self._granted or not few):
+        if not self._begun:
+            if self._given:
+                self._load()
+            self._begun, self._granted = True, index - 1
+        through = self._ask_for(index, horizon)
+        if through is not None:
             self._tell(
                 {"do": "grant", "after": index - 1, "through": through, "rate_scale": rate_scale, "probe": probe}
             )
-            self._granted = through
         self._hear(lambda: len(self._steps.get(index, ())) == self._options["workers"], f"step {index}", math.inf)
         parts = [part for _, part in sorted(self._steps.pop(index).items())]
-        self._last, self._fresh = index, False
-        if parts[0]["finite"]:
-            self._updates += 1
-        else:
-            self._granted = index  # workers begin none behind it
-        self._figures.step_returned(ahead=self._granted > index)
+        self._updates += parts[0]["finite"]
+        self._returned(index, parts[0]["finite"])
         return self._stats(index, parts)
-
-    def halt(self) -> int:
-        """The last step that was begun."""
-        return max(self._granted, self._last)
 
     def synchronize(self) -> None:
         """A step is applied everywhere once all workers have told of it."""
 
-    def state(self) -> dict[str, Any]:
-        """Parameters and optimizer state by parameter name, on the CPU."""
-        self._fetch(whole=True)
-        return to_state(self._flat, self._flat.values, self._moments, self._updates)
-
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Take over what `state()` returned; the workers get it with the next step."""
-        self._updates = from_state(state, self._flat, self._flat.values, self._moments)
-        self._loaded, self._fresh, self._granted = False, True, 0
-
-    @contextmanager
-    def evaluation_model(self) -> Iterator[torch.nn.Module]:
-        """The model of this process, with the workers' parameters."""
-        self._fetch(whole=False)
-        with torch.inference_mode():
-            yield self._model
+        super().load_state(state)
+        self._given = True
 
     def journals(self) -> Mapping[str, bytes]:
         """Times of every worker."""
@@ -149,50 +116,39 @@ class DdpStrategy:
         said = self._ask({"do": "report"}, "report")
         return self._figures.of({str(worker(number)): one for number, one in sorted(said.items())})
 
-    def close(self) -> None:
-        """Stop every process."""
-        with ExitStack() as closing:  # the processes whatever becomes of their links
-            if self._launcher is not None:
-                closing.callback(self._launcher.close)
-            if self._plane is not None:
-                closing.callback(self._plane.close)
-            if self._link is not None:
-                self._link.shutdown()
-                closing.callback(self._link.close, 1.0)
-            self._link = self._plane = self._launcher = self._store = None
+    def _hang_up(self, closing: ExitStack) -> None:
+        if self._plane is not None:
+            closing.callback(self._plane.close)
+        if self._link is not None:
+            self._link.shutdown()
+            closing.callback(self._link.close, 1.0)
+        self._link = self._plane = self._store = None
 
     # ------------------------------------------------------------------------------------------------- the state
 
     def _load(self) -> None:
         """Give the workers what this process was given: through the first, who passes it on."""
-        if self._loaded:
-            return
         seconds = 10 * self._options["deadline_seconds"]
         self._said.pop("loaded", None)
         self._steps.clear()
         self._tell({"do": "load", "updates": self._updates, "seconds": seconds})
         assert self._link is not None
-        for index, buffer in enumerate((self._flat.values, *self._moments.values())):
+        for index, buffer in enumerate((self._values, *self._moments.values())):
             self._link.send(Frame(kind=Kind.STATE, tags=(0, index, 0)), buffer.detach().cpu())
         self._hear(lambda: self._all_said("loaded"), "workers to take the state", seconds)
-        self._loaded = True
 
-    def _fetch(self, whole: bool) -> None:
-        """Get what the workers have, unless it is here already. Raises StateLost where they are not of one mind."""
-        if not self._loaded or not self._last or (self._fresh and not whole):
-            return
-        buffers = [self._flat.values, *(self._moments.values() if whole else ())]
+    def _fetch(self, moments: list[torch.Tensor]) -> None:
+        """Raises StateLost where the workers are not of one mind."""
+        buffers = [self._values, *moments]
         digests = self._ask({"do": "send", "buffers": len(buffers)}, "digest")
         if len({one["digest"] for one in digests.values()}) > 1:
             raise StateLost(f"after step {self._last} the workers' parameters are not the same")
-        with torch.no_grad():
-            for _ in buffers:
-                try:
-                    index, content = self._arrived.get(timeout=10 * self._options["deadline_seconds"])
-                except queue.Empty:
-                    raise StateLost(f"worker 0 does not send the state of step {self._last}") from None
-                buffers[index].copy_(content)
-        self._fresh = True
+        for _ in buffers:
+            try:
+                index, content = self._arrived.get(timeout=10 * self._options["deadline_seconds"])
+            except queue.Empty:
+                raise StateLost(f"worker 0 does not send the state of step {self._last}") from None
+            buffers[index].copy_(content)
 
     # ------------------------------------------------------------------------------------------------- the workers
 
@@ -272,20 +228,6 @@ class DdpStrategy:
         raise StateLost(f"{member} is lost ({reason}), and the others cannot go on without it")
 
     def _stats(self, index: int, parts: list[dict[str, Any]]) -> StepStats:
-        seen = None
         first = parts[0]
-        if "gradients" in first:
-            inner: dict[str, list[float]] = {}
-            for part in parts:
-                for name, sums in part["inner"].items():
-                    inner.setdefault(name, []).extend(sums)
-            seen = Probe(first["gradients"], first["updates"], {name: norm(sums) for name, sums in inner.items()})
-        return StepStats(
-            index=index,
-            loss=math.fsum(loss for part in parts for loss in part["losses"]) / first["tokens"],
-            target_tokens=first["tokens"],
-            source_tokens=sum(part["source_tokens"] for part in parts),
-            gradient_norm=first["norm"],
-            learning_rate=first["rate"],
-            probe=seen,
-        )
+        seen = Probe(first["gradients"], first["updates"], inner_norms(parts)) if "gradients" in first else None
+        return step_stats(index, parts, first["tokens"], first["norm"], first["rate"], seen)

@@ -3,62 +3,41 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 
 from distributed.agent import Job
-from distributed.arithmetic import FlatParameters, norm, parameter_norms
-from distributed.errors import DistributedError
-from distributed.launchers.choose import Launcher, build_launcher, prepare, run_token
-from distributed.optimizers import build_optimizer
+from distributed.arithmetic import norm, parameter_norms
+from distributed.coordinating import AHEAD, inner_norms, step_stats
+from distributed.launchers.choose import build_launcher, run_token
 from distributed.parameter_server.asynchronous_coordinator import AsynchronousCoordinator
 from distributed.parameter_server.coordinator import Applied, Coordinator
+from distributed.parameter_server.members_strategy import MembersStrategy
 from distributed.parameter_server.setup import Setup, Wire
-from distributed.run_figures import RunFigures
 from distributed.shards import MIB
 from distributed.staging import is_staged
-from distributed.state import from_state, to_state
 from distributed.strategy import Probe, StepStats, WorkloadSpec
 
 LEFT_OUT = "left_out.jsonl"  # the journal of steps to which not every leaf of the summation tree has contributed
-AHEAD = 4  # steps that may be begun before the trainer asks for them
 
 
-class ParameterServerStrategy:
+class ParameterServerStrategy(MembersStrategy[Coordinator]):
     """Shards on servers, gradients from workers; this process coordinates, evaluates and writes checkpoints.
 
     Under BSP its results are those of `distributed.single`, bit for bit, whatever the numbers of workers and servers.
     """
 
     def __init__(self, options: Mapping[str, Any]):
-        self._options = options
+        super().__init__(options)
         self._is_synchronous = options["mode"] == "bsp"
-        self._coordinator: Coordinator | None = None
-        self._launcher: Launcher | None = None
-        self._begun = False  # whether the processes have the state
-        self._granted = 0
-        self._last = 0  # the last step that was returned
-        self._fresh = True  # whether this process has the parameters of `_last`
-        self._updates = 0
         self._left_out: list[str] = []  # lines that no journal has yet
 
     def start(self, spec: WorkloadSpec) -> None:
         """Build the model here, for evaluation, and bring workers and servers up."""
         options = self._options
-        prepare(options, [spec.module])
-        self._workload = spec.build()
-        self._figures = RunFigures(self._workload.device)
-        self._model = self._workload.build_model()
-        self._flat = FlatParameters(self._model)
-        # What servers say comes to the host; the model, where it lies elsewhere, gets it before it evaluates.
-        staged = is_staged(self._flat.values.device, options["staging"] == "always")
-        self._values = torch.empty(self._flat.values.numel()).copy_(self._flat.values) if staged else self._flat.values
-        optimizer = self._workload.optimizer
-        self._moments = {slot: torch.zeros_like(self._values) for slot in build_optimizer(optimizer).slots}
+        self._build(spec)
         layout = {name: (start, start + shape.numel()) for name, (start, shape) in self._flat.layout.items()}
         setup = Setup(
             elements=self._values.numel(),
@@ -66,7 +45,7 @@ class ParameterServerStrategy:
             shards=options["servers"],
             bucket_bytes=options["bucket_mib"] * MIB,
             leaves=self._workload.plan.groups,
-            optimizer=optimizer,
+            optimizer=self._workload.optimizer,
             backup=options["backup"],
             lost_leaves=options["on_loss"],
             workers=options["workers"],
@@ -90,11 +69,10 @@ class ParameterServerStrategy:
             },
         )
         token = run_token(options)
-        run = f"{options['train_id']}/s{options['seed']}"
         workload = {"factory": spec.factory, "arguments": dict(spec.arguments)}
         kind = Coordinator if self._is_synchronous else AsynchronousCoordinator
-        self._coordinator = kind(Job("coordinator", 0, run, token, options, {}), setup, workload)
-        self._launcher = build_launcher(options, self._coordinator.address, token, run)
+        self._coordinator = kind(Job("coordinator", 0, options["run"], token, options, {}), setup, workload)
+        self._launcher = build_launcher(options, self._coordinator.address, token, options["run"])
         self._coordinator.start(self._launcher)
 
     def step(self, index: int, rate_scale: float = 1.0, probe: bool = False, horizon: int | None = None) -> StepStats:
@@ -104,18 +82,11 @@ class ParameterServerStrategy:
             coordinator.begin(index, self._values, list(self._moments.values()), self._updates)
             self._begun, self._granted = True, index - 1
         before = self._parameters() if probe and not self._is_synchronous else None
-        self._figures.step_asked()
-        ahead = AHEAD + (0 if self._is_synchronous else self._options["workers"])
-        through = max(index, min(horizon or index, index + ahead))
-        few = through - self._granted < AHEAD // 2 and through != horizon  # fewer messages, unless these are the last
-        if through > self._granted and (index > self._granted or not few):
+        through = self._ask_for(index, horizon, AHEAD + (0 if self._is_synchronous else self._options["workers"]))
+        if through is not None:
             coordinator.grant(through, rate_scale, probe)
-            self._granted = through
         applied = coordinator.wait_for(index)
-        self._last, self._fresh = index, False
-        if not applied.decision["finite"]:  # nobody has begun what comes behind it, though it was allowed
-            self._granted = index
-        self._figures.step_returned(ahead=self._granted > index)
+        self._returned(index, applied.decision["finite"])
         self._note_left_out(index, applied.decision["leaves"])
         return self._stats(index, applied.decision, self._probe(applied, before) if probe else None)
 
@@ -123,7 +94,7 @@ class ParameterServerStrategy:
         """The last step that was begun."""
         if isinstance(self._coordinator, AsynchronousCoordinator) and self._begun:
             self._granted = self._coordinator.halt()
-        return max(self._granted, self._last)
+        return super().halt()
 
     def synchronize(self) -> None:
         """Wait until every server has applied what was begun."""
@@ -132,44 +103,21 @@ class ParameterServerStrategy:
 
     def state(self) -> dict[str, Any]:
         """Parameters and optimizer state by parameter name, on the CPU."""
-        self._pull(whole=True)
-        return to_state(self._flat, self._values, self._moments, self._updates) | self._kept_back()
+        return super().state() | self._kept_back()
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Take over what `state()` returned; the servers get it with the next step."""
-        self._updates = from_state(state, self._flat, self._values, self._moments)
-        self._begun, self._fresh = False, True
+        super().load_state(state)
         self._give_to_model()
         self._restore_kept_back(state)
 
-    @contextmanager
-    def evaluation_model(self) -> Iterator[torch.nn.Module]:
-        """The model of this process, with the servers' parameters."""
-        self._pull(whole=False)
-        with torch.inference_mode():
-            yield self._model
-
     def journals(self) -> Mapping[str, bytes]:
         """Times of every process; under SSP and ASP the shards' traces; which leaves were left out of which steps."""
-        found = dict(self._running().journals())
+        found = dict(super().journals())
         if self._left_out:
             found[LEFT_OUT] = "".join(self._left_out).encode()
             self._left_out.clear()
         return found
-
-    def report(self) -> Mapping[str, Any]:
-        """What `RunFigures.of` makes of all processes' reports, losses and recoveries, and staleness."""
-        found = dict(self._running().report())
-        return self._figures.of(found.pop("processes")) | found
-
-    def close(self) -> None:
-        """Stop every process."""
-        with ExitStack() as closing:  # the processes whatever becomes of their links
-            if self._launcher is not None:
-                closing.callback(self._launcher.close)
-            if self._coordinator is not None:
-                closing.callback(self._coordinator.close)
-            self._coordinator = self._launcher = None
 
     def _note_left_out(self, index: int, leaves: Iterable[Any]) -> None:
         """Under `on_loss=drop` and with backup workers a step may be the sum of fewer leaves than its plan has."""
@@ -177,20 +125,15 @@ class ParameterServerStrategy:
         if left_out:
             self._left_out.append(json.dumps({"step": index, "leaves": left_out}) + "\n")
 
-    def _running(self) -> Coordinator:
-        if self._coordinator is None:
-            raise DistributedError("is not running", where="the parameter server")
-        return self._coordinator
+    def _host_values(self) -> torch.Tensor:
+        """What servers say comes to the host; the model, where it lies elsewhere, gets it before it evaluates."""
+        values = self._flat.values
+        staged = is_staged(values.device, self._options["staging"] == "always")
+        return torch.empty(values.numel()).copy_(values) if staged else values
 
-    def _pull(self, whole: bool) -> None:
-        """Get what the servers have, unless it is here already."""
-        if not self._begun or (self._fresh and not whole):
-            return
-        moments = list(self._moments.values()) if whole else []
-        with torch.inference_mode():
-            self._updates = self._running().pull(self._last, self._values, moments)
-            self._give_to_model()
-        self._fresh = True
+    def _fetch(self, moments: list[torch.Tensor]) -> None:
+        self._updates = self._running().pull(self._last, self._values, moments)
+        self._give_to_model()
 
     def _give_to_model(self) -> None:
         if self._values is not self._flat.values:
@@ -226,11 +169,7 @@ class ParameterServerStrategy:
 
     def _probe(self, applied: Applied, before: torch.Tensor | None) -> Probe:
         """What was seen of a probed step: the servers' parts under BSP, else the worker's and what became of it."""
-        inner: dict[str, list[float]] = {}
-        for leaf in applied.decision["leaves"].values():
-            for name, sums in leaf["inner"].items():
-                inner.setdefault(name, []).extend(sums)
-        inside = {name: norm(sums) for name, sums in inner.items()}
+        inside = inner_norms(applied.decision["leaves"].values())
         if before is None:
             names = self._flat.layout
             return Probe(_norms(applied.probed, "gradients", names), _norms(applied.probed, "updates", names), inside)
@@ -239,17 +178,8 @@ class ParameterServerStrategy:
 
     def _stats(self, index: int, decision: Mapping[str, Any], probe: Probe | None) -> StepStats:
         leaves = decision["leaves"].values()
-        losses = [loss for leaf in leaves for loss in leaf["losses"]]
         tokens = sum(leaf["tokens"] for leaf in leaves)
-        return StepStats(
-            index=index,
-            loss=math.fsum(losses) / tokens,
-            target_tokens=tokens,
-            source_tokens=sum(leaf["source_tokens"] for leaf in leaves),
-            gradient_norm=decision["norm"],
-            learning_rate=decision["rate"],
-            probe=probe,
-        )
+        return step_stats(index, leaves, tokens, decision["norm"], decision["rate"], probe)
 
 
 def _norms(probed: Mapping[str, Any], kind: str, names: Mapping[str, Any]) -> dict[str, float]:
