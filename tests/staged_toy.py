@@ -135,8 +135,7 @@ class StagedToy:
 
     def slot_tokens(self, index: int) -> Sequence[int]:
         return [
-            0 if slot == 1 and index % 2 == 0 else 1 + (index + 3 * slot) % 5
-            for slot in range(self.plan.micro_batches)
+            0 if slot == 1 and index % 2 == 0 else 1 + (index + 3 * slot) % 5 for slot in range(self.plan.micro_batches)
         ]
 
     def slot(self, index: int, slot: int, probe: bool = False) -> StagedSlot:

@@ -58,6 +58,7 @@ class StageRingCoordinator(ReportingMembers[RingView]):
         self._cleared: dict[Member, int] = {}  # by node that has forgotten all, the highest epoch that it knew
         self._installed: dict[Member, int] = {}  # by node, the epoch for which it has the states
         self._invited: dict[int, int] = {}  # by node that waits to be admitted, the epoch in which a place was sought
+        self._paused = 0.0  # seconds from the notice of the newest change to the go-ahead, by the first to tell of it
         self._grant: dict[str, Any] = {"do": "grant", "after": 0, "through": 0, "rate_scale": 1.0, "probe": 0}
 
     # ------------------------------------------------------------------------------------------------- the trainer's
@@ -209,7 +210,7 @@ class StageRingCoordinator(ReportingMembers[RingView]):
                 self._leave(worker(number))
 
     def _then(self) -> None:
-        """Whoever has come and is not in the ring is to be admitted, if that makes it faster."""
+        """Whoever has come and is not in the ring is to be admitted."""
         ring = self._membership
         if self._beginning or not ring.epoch or not ring.at_work or len(ring.members) >= self._options["nodes"]:
             return
@@ -217,7 +218,12 @@ class StageRingCoordinator(ReportingMembers[RingView]):
             if member.number in ring.members or self._invited.get(member.number) == ring.epoch:
                 continue
             self._invited[member.number] = ring.epoch
-            place = takeover(ring.placement, member.number, self._cut.seconds, self._cut.borders)
+            # Where it would not make the ring faster, it takes from who has most: what is lost at a time is less then.
+            even = [1.0] * len(self._cut.seconds)
+            places = (
+                takeover(ring.placement, member.number, of, self._cut.borders) for of in (self._cut.seconds, even)
+            )
+            place = next((one for one in places if one is not None), None)
             if place is not None:
                 self._send(member, {"do": "join", "addresses": self._book()})
                 self._send(worker(place.after), {"do": "admit", "number": member.number, "stages": place.stages})
@@ -256,9 +262,8 @@ class StageRingCoordinator(ReportingMembers[RingView]):
         for number in left_out:
             if worker(number) in self._agents and worker(number) not in self._given_up:
                 self._give_up(worker(number), "was not there for its neighbours")
-        for recovery in self._recoveries:
-            if "began" in recovery and recovery["lost"] not in map(str, map(worker, placement.ring.order)):
-                recovery["seconds"] = time.monotonic() - recovery.pop("began")
+        self._paused = said["seconds"]
+        self._note_recoveries()
 
     def _say_protected(self, member: Member, said: dict[str, Any]) -> None:
         self._membership.protect(member.number, said["epoch"])
@@ -294,8 +299,17 @@ class StageRingCoordinator(ReportingMembers[RingView]):
 
     def _leave(self, member: Member) -> None:
         self._membership.leave(member.number)
+        self._note_recoveries()  # nodes may have told of the ring without it before its link ended
         if not self._membership.members and self._membership.epoch:
             self._state_is_lost("all nodes are gone, and the state with them")
+
+    def _note_recoveries(self) -> None:
+        """A loss is over once a ring goes on without who was lost; its nodes say for how long they stood still."""
+        members = {str(worker(number)) for number in self._membership.placement.ring.order}
+        for recovery in self._recoveries:
+            if "began" in recovery and recovery["lost"] not in members:
+                del recovery["began"]
+                recovery["seconds"] = self._paused
 
     def _book(self) -> dict[str, Any]:
         """Where nodes can be reached."""

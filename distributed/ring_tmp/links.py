@@ -1,7 +1,7 @@
 """A node's links: to its successor and from its predecessor, made and ended as the ring's membership wants it.
 
 A link is made by the node that wants the other as its successor. Its first words are why (`Hello`) and what the other
-says to that (`Answer`); both are for the thread that plays the node, so a link that nobody has answered is nobody's yet.
+says to that (`Answer`); both are for the thread that plays the node, so a link is nobody's until it has answered.
 There is no way to send to any other node.
 """
 

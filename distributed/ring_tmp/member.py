@@ -52,7 +52,9 @@ class RingMember:
         self._number, self._control, self._links, self._mailbox = job.number, control, links, mailbox
         self._passes, self._workload, self._timeline, self._faults = passes, workload, timeline, job.faults()
         self._grants = Grants()
-        self._pieces = ProbePieces(passes.parts, {name: (one[0], one[1]) for name, one in job.content["layout"].items()})
+        self._pieces = ProbePieces(
+            passes.parts, {name: (one[0], one[1]) for name, one in job.content["layout"].items()}
+        )
         self.setup = Setup(
             passes.parts,
             workload.plan,

@@ -116,9 +116,7 @@ class RingTmpNode:
 
     def lost(self, verdict: Verdict, old: Placement) -> None:
         """See `membership.Node`: nothing is done before `reload`."""
-        self.lost_sentence = verdict.sentence(
-            [part.name for part in self.setup.parts], old, shadows=self.setup.shadows
-        )
+        self.lost_sentence = verdict.sentence([part.name for part in self.setup.parts], old, shadows=self.setup.shadows)
         self.lost_placement = verdict.placement
         self.states, self.applied, self._is_new = {}, -1, False
 

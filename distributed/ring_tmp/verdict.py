@@ -102,8 +102,12 @@ class Verdict:
             return "a node was lost while others loaded their checkpoints: all load them again"
         names = ", ".join(stages[stage] for stage in self.lost)
         places = f"it was on node {', '.join(map(str, owners))}"
-        gone = "and on the next, and both are gone" if shadows else "which is gone, and without shadows there is no copy"
-        return f"nobody has the state of {names} any more: {places}{' ' if shadows else ', '}{gone}; back to the checkpoints"
+        gone = (
+            "and on the next, and both are gone"
+            if shadows
+            else "alone, which is gone, and without shadows there is no copy"
+        )
+        return f"nobody has the state of {names} any more: {places} {gone}; back to the checkpoints"
 
 
 def verdict_of(epoch: int, statuses: Sequence[Status], *, shadows: bool = True) -> Verdict:

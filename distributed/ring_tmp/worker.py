@@ -83,9 +83,8 @@ class Worker:
                     member.refused(links.wanted, links.is_first, None)
         elif isinstance(event, Message):
             self._hear(link, event)
-        elif event["do"] == "pull":
-            if member.applied == event["step"]:  # else the coordinator learns of another epoch, and asks again
-                self._states.send(link, event["step"], event["buffers"], member.own_states)
+        elif member.applied == event["step"]:  # it is `pull`; where it is too early, the coordinator asks again
+            self._states.send(link, event["step"], event["buffers"], member.own_states)
 
     def _hear(self, link: Link, message: Message) -> None:
         """Take in a message of a node."""
