@@ -6,7 +6,6 @@ nodes agree among themselves; what they tell is in `RingView`. Nothing that node
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,19 +14,17 @@ import torch
 
 from distributed.agent import Job
 from distributed.errors import DistributedError, LinkError
-from distributed.links.frames import Frame, json_payload
 from distributed.links.link import Link
 from distributed.parameter_server.members import RESUMABLE, names_of
-from distributed.parameter_server.messages import Kind as StateKind
 from distributed.parameter_server.messages import Member, worker
 from distributed.parameter_server.reporting import ReportingMembers
 from distributed.parameter_server.state_links import StateLinks
-from distributed.ring_tmp.cut import Cut, gathered, scatter
+from distributed.ring_tmp.cut import Cut
 from distributed.ring_tmp.membership import NODES_LIMIT
-from distributed.ring_tmp.messages import Kind
 from distributed.ring_tmp.placement import Placement
 from distributed.ring_tmp.probes import Words
 from distributed.ring_tmp.scalars import Decision
+from distributed.ring_tmp.state_transfer import StateTransfer
 from distributed.ring_tmp.takeover import takeover
 from distributed.ring_tmp.view import RingView
 
@@ -53,6 +50,9 @@ class StageRingCoordinator(ReportingMembers[RingView]):
         super().__init__(job, {"worker": content}, RingView())
         self._cut = cut
         self._links = StateLinks(job, self._changed, lambda number, link: self._put("unlinked", number, link))
+        self._states = StateTransfer(
+            cut.parts, self._links, lambda number: self._serving[number], job.options["shadows"]
+        )
         self._decisions: dict[int, Decision] = {}  # by step, of those that were not asked for yet
         self._seen: dict[int, dict[int, tuple[Words, Words]]] = {}  # by probed step and stage: gradient and change
         self._cleared: dict[Member, int] = {}  # by node that has forgotten all, the highest epoch that it knew
@@ -90,7 +90,7 @@ class StageRingCoordinator(ReportingMembers[RingView]):
         placement = self._cut.placement(numbers, (newest // NODES_LIMIT + 1) * NODES_LIMIT + numbers[0])
         try:
             for number in numbers:
-                self._give(number, placement, step - 1, buffers, updates)
+                self._states.give(number, placement, step - 1, buffers, updates)
         except LinkError:
             with self._changed:
                 self._changed.wait(PAUSE_SECONDS)
@@ -111,21 +111,8 @@ class StageRingCoordinator(ReportingMembers[RingView]):
         self._wait(lambda: not self._beginning, lambda: "the ring to begin")
         return True
 
-    def _give(
-        self, number: int, placement: Placement, step: int, buffers: Sequence[torch.Tensor], updates: int
-    ) -> None:
-        """Send a node the states of its stages and of those whose second copy it has."""
-        link, epoch = self._link(number), placement.ring.epoch
-        link.send(Frame(kind=Kind.TAKE, step=step, epoch=epoch), json_payload(placement.to_dict()))
-        copies = placement.shadowed_by(number) if self._options["shadows"] else []
-        for stage in sorted({*placement.stages_of(number), *copies}):
-            for index, buffer in enumerate(buffers):
-                frame = Frame(kind=StateKind.STATE, step=step, tags=(stage, index, updates), epoch=epoch)
-                link.send(frame, gathered(self._cut.parts[stage], buffer.detach().cpu()))
-
     def grant(self, after: int, through: int, rate_scale: float, probe: int) -> None:
-        """Let nodes begin steps up to `through`, and look into step `probe`, where the trainer knows of those up to
-        `after`."""
+        """Let nodes go to step `through`, and look into `probe`; the trainer knows of those up to `after`."""
         self._grant = {"do": "grant", "after": after, "through": through, "rate_scale": rate_scale, "probe": probe}
         for member in list(self._agents):
             self._send(member, self._grant)
@@ -157,31 +144,24 @@ class StageRingCoordinator(ReportingMembers[RingView]):
         Returns how many updates they have made.
         """
         limit = time.monotonic() + 10 * self._options["deadline_seconds"]
-        count = len(self._cut.parts) * len(buffers)
         while True:
             self.wait_until_rest(step)
             with self._changed:
                 self._links.received.clear()
                 placement = self._membership.placement
             asked = frozenset(placement.owners)
-            with contextlib.suppress(LinkError):  # a node is gone, and the epoch with it, or the link alone
-                for number in asked:
-                    self._link(number).send(Frame(kind=StateKind.PULL, step=step, tags=(0, len(buffers), 0)))
+            self._states.ask(asked, step, len(buffers))
 
             def is_over(placement: Placement = placement, asked: frozenset[int] = asked) -> bool:
                 return self._membership.placement != placement or not self._links.lead_to(asked)
 
-            self._wait(
-                lambda over=is_over: len(self._links.received) == count or over(), lambda: f"the state of step {step}"
-            )
+            def is_here() -> bool:
+                return self._states.is_here(len(buffers))
+
+            self._wait(lambda over=is_over: is_here() or over(), lambda: f"the state of step {step}")
             with self._changed:
-                if len(self._links.received) == count:
-                    made = 0
-                    for (stage, index), (content, updates) in self._links.received.items():
-                        scatter(self._cut.parts[stage], content, buffers[index])
-                        made = updates
-                    self._links.received.clear()
-                    return made
+                if is_here():
+                    return self._states.take(buffers)
                 if time.monotonic() > limit:
                     raise DistributedError("no links to the nodes last", where=self.where)
                 self._changed.wait(PAUSE_SECONDS)  # one whose link ends first is lost a moment later
@@ -318,7 +298,3 @@ class StageRingCoordinator(ReportingMembers[RingView]):
     def _patience(self) -> float:
         assert self._replacements is not None
         return self._replacements.patience
-
-    def _link(self, number: int) -> Link:
-        """A link of the coordinator's own to a node. Raises LinkError where it cannot be reached."""
-        return self._links.to(number, self._serving[number])

@@ -83,19 +83,3 @@ def cut_model(workload: Workload, shadows: bool) -> Cut:
     # Those that take no time that can be told still have a place: a cut has to be one of something.
     costs = [replace(one.cost(), seconds=max(one.seconds, 1e-9)) for one in times]
     return Cut(parts_of_model(model, stages), costs, len(full), memory)
-
-
-def gathered(part: Part, flat: torch.Tensor) -> torch.Tensor:
-    """What of a whole flat buffer belongs to a stage, as a buffer of its own."""
-    found = torch.zeros(part.size)
-    for one in part.held:
-        start = part.local(one.start)
-        found[start : start + one.stop - one.start] = flat[one.start : one.stop]
-    return found
-
-
-def scatter(part: Part, buffer: torch.Tensor, flat: torch.Tensor) -> None:
-    """Write a stage's buffer to its places of the whole one."""
-    for one in part.held:
-        start = part.local(one.start)
-        flat[one.start : one.stop] = buffer[start : start + one.stop - one.start]

@@ -77,7 +77,7 @@ def test_every_frame_may_be_lost_or_damaged(nodes: int, number: int, phase: str,
       for step in (3, 4)),
 ])  # fmt: skip
 def test_a_ring_that_closes_may_be_disturbed_again(fault: str) -> None:
-    """Of four nodes the second is lost; whoever else is lost with it may be its neighbour, and then its state is gone."""
+    """Of four nodes the second is lost; whoever is lost with it may be its neighbour, and then its state is gone."""
     try:
         lost = disturbed("kill@worker1.backward:3", fault, nodes=4)["lost"]
     except StateLost as error:
