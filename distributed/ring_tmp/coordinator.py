@@ -230,7 +230,7 @@ class StageRingCoordinator(ReportingMembers[RingView]):
         self._installed[member] = said["epoch"]
 
     def _say_entered(self, member: Member, said: dict[str, Any]) -> None:
-        if member in self._given_up or self._beginning:
+        if member in self._given_up or self._beginning or self._closing:  # at the end one is gone before the other
             return
         placement, before = Placement.from_dict(said["placement"]), self._membership.placement
         left_out = self._membership.enter(member.number, placement, said["applied"])
@@ -260,11 +260,11 @@ class StageRingCoordinator(ReportingMembers[RingView]):
         self._membership.apply(member.number, step)
 
     def _say_state_lost(self, member: Member, said: dict[str, Any]) -> None:
-        if member not in self._given_up:
+        if member not in self._given_up and not self._closing:
             self._state_is_lost(said["sentence"])
 
     def _say_fenced(self, member: Member, said: dict[str, Any]) -> None:
-        if member not in self._given_up:
+        if member not in self._given_up and not self._closing:
             self._give_up(member, "was taken for lost by its neighbours, which went on without it")
 
     def _say_not_admitted(self, member: Member, said: dict[str, Any]) -> None:
