@@ -95,8 +95,7 @@ class StageRingCoordinator(ReportingMembers[RingView]):
             with self._changed:
                 self._changed.wait(PAUSE_SECONDS)
             return False
-        taking = {worker(number) for number in numbers}
-        epoch = placement.ring.epoch
+        taking, epoch = {worker(number) for number in numbers}, placement.ring.epoch
         self._wait(
             lambda: (
                 all(self._installed.get(one) == epoch for one in taking)
