@@ -78,7 +78,7 @@ def cut_model(workload: Workload, shadows: bool) -> Cut:
     slots = [workload.slot(1, slot) for slot in full[:SLOTS]]
     # A thread's own time does not grow with what else the machine does; of several threads only the wall knows.
     clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
-    times = time_stages(workload, model, stages, slots, clock)
+    times = time_stages(workload, model, stages, slots, clock, memory=False)  # nothing limits it so far
     memory = MemoryRule(moments=len(build_optimizer(workload.optimizer).slots), groups=plan.groups, shadows=shadows)
     # Those that take no time that can be told still have a place: a cut has to be one of something.
     costs = [replace(one.cost(), seconds=max(one.seconds, 1e-9)) for one in times]
