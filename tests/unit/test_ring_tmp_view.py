@@ -46,7 +46,7 @@ def test_a_change_is_over_when_all_have_what_they_are_to_have() -> None:
 
 def test_a_node_that_comes_counts_from_the_step_of_its_state_on() -> None:
     view = begun()
-    wider = Placement(Ring(2048, (0, 3, 1, 2)), (0, 1, 2))
+    wider = Placement(Ring(2048, (0, 3, 1, 2)), (3, 1, 2))
     for number in (3, 0, 1, 2):
         assert view.enter(number, wider, 4) == ([] if number == 3 else None)
         view.protect(number, 2048)
