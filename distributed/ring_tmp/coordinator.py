@@ -152,14 +152,12 @@ class StageRingCoordinator(ReportingMembers[RingView]):
             self._states.ask(asked, step, len(buffers))
 
             def is_over(placement: Placement = placement, asked: frozenset[int] = asked) -> bool:
-                return self._membership.placement != placement or not self._links.lead_to(asked)
+                is_another = self._membership.placement != placement or not self._links.lead_to(asked)
+                return is_another or self._states.is_here(len(buffers))
 
-            def is_here() -> bool:
-                return self._states.is_here(len(buffers))
-
-            self._wait(lambda over=is_over: is_here() or over(), lambda: f"the state of step {step}")
+            self._wait(is_over, lambda: f"the state of step {step}")
             with self._changed:
-                if is_here():
+                if self._states.is_here(len(buffers)):
                     return self._states.take(buffers)
                 if time.monotonic() > limit:
                     raise DistributedError("no links to the nodes last", where=self.where)
