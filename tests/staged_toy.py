@@ -19,7 +19,7 @@ from distributed.strategy import BatchPlan, OptimizerSpec, WorkloadSpec
 from nmt.models.watch import GradientWatch
 
 UNITS, WORDS = 40, 900
-CLIPPING = {"max_norm": 0.05, "parameter_max_norms": {"layers.2": 0.01, "output": 0.02}}
+CLIPPING: dict[str, Any] = {"max_norm": 0.05, "parameter_max_norms": {"layers.2": 0.01, "output": 0.02}}
 
 
 def staged_spec(stages: int = 6, fails: str = "", bad_step: int = 0, shared: bool = False) -> WorkloadSpec:
