@@ -79,7 +79,12 @@ class NeighbourLinks:
         self._early: list[Message] | None = None  # for the first successor, to which there is no link yet
         bind = "127.0.0.1" if job.options["bind"] == "auto" else job.options["bind"]
         self._listener = Listener(
-            self._membership, self._accept, bind=bind, shared=self.arena is not None, admit=self._admit
+            self._membership,
+            self._accept,
+            bind=bind,
+            shared=self.arena is not None,
+            admit=self._admit,
+            handshake_seconds=job.options["deadline_seconds"],
         )
         self.addresses = self._listener.addresses.as_dict()
         """Where others reach this node."""
