@@ -133,7 +133,7 @@ class StageRingCoordinator(ReportingMembers[RingView]):
     def wait_until_rest(self, step: int) -> None:
         """Wait until no change of members is under way, and everything exists twice."""
         self._wait(
-            lambda: self._membership.at_work,
+            lambda: self._membership.at_work and not self._given_up,
             lambda: f"{self._membership.pending() or 'everybody to rest'} after step {step}",
         )
 
