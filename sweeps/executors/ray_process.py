@@ -124,9 +124,10 @@ class Head:
         now = time.monotonic()
         if now - self._looked < LOOK_SECONDS:
             return False
-        if answers(self.address, LOOK_SECONDS):
-            self._seen = time.monotonic()
+        answered = answers(self.address, LOOK_SECONDS)
         self._looked = time.monotonic()
+        if answered:
+            self._seen = self._looked
         return self._looked - self._seen > LOST_SECONDS
 
 

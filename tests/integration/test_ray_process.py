@@ -81,8 +81,8 @@ def test_its_death_is_one_line_with_its_last_words(tmp_path: Path) -> None:
 
 
 def test_a_head_that_stops_answering_ends_the_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray_process, "LOOK_SECONDS", 0.05)
-    monkeypatch.setattr(ray_process, "LOST_SECONDS", 0.5)
+    monkeypatch.setattr(ray_process, "LOOK_SECONDS", 0.4)  # below the half second from one poll to the next
+    monkeypatch.setattr(ray_process, "LOST_SECONDS", 2.0)  # several looks, so that one late answer is no loss
     begin = time.monotonic()
     with socket.create_server(("127.0.0.1", 0)) as head:
         address = f"127.0.0.1:{head.getsockname()[1]}"
