@@ -128,7 +128,7 @@ def list_experiments(address: str) -> list[dict[str, Any]]:
         data=json.dumps({"max_results": 1000, "order_by": ["last_update_time DESC"]}).encode(),
         headers={"Content-Type": "application/json"},
     )
-    with urllib.request.urlopen(request, timeout=30) as answer:
+    with urllib.request.urlopen(request, timeout=START_SECONDS) as answer:
         found = json.load(answer).get("experiments", [])
     return [experiment for experiment in found if experiment["experiment_id"] != "0"]
 
@@ -136,7 +136,7 @@ def list_experiments(address: str) -> list[dict[str, Any]]:
 def list_models(address: str) -> set[str]:
     """Names of the server's registered models."""
     url = f"{address}/api/2.0/mlflow/registered-models/search?max_results=1000"
-    with urllib.request.urlopen(url, timeout=30) as answer:
+    with urllib.request.urlopen(url, timeout=START_SECONDS) as answer:
         return {model["name"] for model in json.load(answer).get("registered_models", [])}
 
 
