@@ -48,7 +48,7 @@ def test_the_table_shows_configurations_with_their_means_and_opens_them(page: Pa
         row = row_of(page, label)
         for column, text in (("tags.`bleu`", form), ("metrics.`bleu_mean`", mean), ("metrics.`bleu_sd`", "0.7071"),
                              ("metrics.`n`", "2")):  # fmt: skip
-            expect(row.locator(f'[role=gridcell][col-id="{column}"]')).to_have_text(text, use_inner_text=True)
+            expect(row.locator(f'[role=gridcell][col-id="{column}"]').first).to_have_text(text, use_inner_text=True)
     replicate = page.get_by_text("additive · seed 2", exact=True)
     assert replicate.count() == 0
     row_of(page, "additive").get_by_role("button").first.click()
