@@ -18,7 +18,7 @@ from nmt.errors import UserError
 from sweeps.executors import ray_process
 from sweeps.executors.ray_process import ClusterLostError, LateStartError, Line, with_ray
 
-PATIENCE_SECONDS = 60.0
+PATIENCE_SECONDS = 300.0
 
 
 def adds(line: Line, first: int, second: int) -> int:

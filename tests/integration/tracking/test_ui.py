@@ -41,7 +41,7 @@ def processes() -> Iterator[tuple[int, int, int]]:
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
             state, parent, group, *_ = path.read_text(errors="replace").rpartition(")")[2].split()
-        except OSError:  # it has ended meanwhile
+        except (OSError, ValueError):  # it has ended meanwhile
             continue
         if state != "Z":
             yield int(path.parent.name), int(parent), int(group)
