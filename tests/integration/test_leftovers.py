@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from leftovers import MARK, SECONDS, Possessions, left_over, possessions, processes
+from leftovers import MARK, Possessions, left_over, possessions, processes
 
 RUN = [
     "scale=smoke", "tracking=none", "threads=1", "device=cpu", "search=greedy", "seed=1",
