@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -21,7 +22,7 @@ from distributed.links.stream import SocketStream
 from distributed.links.tcp import TcpLink
 from distributed.links.token import Token
 
-SECONDS = 10.0  # far more than anything here takes
+SECONDS = 60.0  # far more than anything here takes, on a busy machine too
 TOKEN = Token(b"a token that only these tests use")
 SERVER, WORKER = Peer("server", 1), Peer("worker", 3)
 
@@ -111,9 +112,13 @@ def link_pair(
             end.link.close()
 
 
-def resources() -> tuple[int, list[str]]:
-    """Descriptors and threads of this process."""
-    return len(list(Path("/proc/self/fd").iterdir())), sorted(thread.name for thread in threading.enumerate())
+def resources() -> set[str]:
+    """Descriptors and threads of this process. Those that are there before may end meanwhile, whoever's they are."""
+    found = {f"{thread.name} ({thread.ident})" for thread in threading.enumerate()}
+    for path in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):  # that of the folder itself
+            found.add(f"{path.name} {path.readlink()}")
+    return found
 
 
 @contextmanager

@@ -35,6 +35,7 @@ _MOST_BYTES = 4096
 _TLS_HELLO = b"\x16\x03"  # how every TLS connection begins
 _STRANGER = "the peer is not a process of this program"
 _LARGEST_NUMBER = (1 << 32) - 1
+_REFUSED_SECONDS = 1.0  # that a peer has to read why it is refused
 
 Admit = Callable[[Peer], str | None]
 
@@ -129,7 +130,8 @@ class Handshake:
             self._send({"refused": reason})
             # A socket that is closed before all is read is reset, and the refusal lost with it on a network that drops
             # packets: read until the peer hangs up.
-            self._stream.receive(memoryview(bytearray(_MOST_BYTES)), until=min(self._deadline, time.monotonic() + 1))
+            until = min(self._deadline, time.monotonic() + _REFUSED_SECONDS)
+            self._stream.receive(memoryview(bytearray(_MOST_BYTES)), until=until)
         except (LinkClosed, LinkTimeout):
             pass  # it is refused all the same
         raise HandshakeError(reason, where=str(self._identity.peer))

@@ -13,14 +13,11 @@ import torch
 from distributed.agent import Job
 from distributed.errors import DistributedError, LinkError
 from distributed.links.frames import Frame
-from distributed.links.link import Link
-from distributed.parameter_server.members import RESUMABLE, names_of
+from distributed.parameter_server.members import RESUMABLE
 from distributed.parameter_server.membership import Membership
 from distributed.parameter_server.messages import Kind, Member, server
-from distributed.parameter_server.reporting import ReportingMembers
 from distributed.parameter_server.setup import Setup
-from distributed.parameter_server.state_links import StateLinks
-from distributed.strategy import StateLost
+from distributed.parameter_server.state_members import StateMembers
 
 
 @dataclass
@@ -31,7 +28,7 @@ class Applied:
     probed: dict[str, Any] = field(default_factory=dict)
 
 
-class Coordinator(ReportingMembers[Membership]):
+class Coordinator(StateMembers[Membership]):
     """What the trainer asks for.
 
     Public methods are called by the trainer's thread; what they wait for is brought about by the coordinator's own.
@@ -48,9 +45,7 @@ class Coordinator(ReportingMembers[Membership]):
         about: dict[str, Any] = {"setup": setup.to_dict()}
         contents = {"server": about, "worker": about | {"workload": workload}}
         super().__init__(job, contents, self._new_membership(bool(job.options["shadows"])))
-        self._links = StateLinks(job, self._changed, lambda number, link: self._put("unlinked", number, link))
         self._applied: dict[int, Applied] = {}
-        self._cleared: set[Member] = set()
         self._installed: set[int] = set()
         self._grant: dict[str, Any] = {"do": "grant", "through": 0, "rate_scale": 1.0, "probe": False}
 
@@ -63,22 +58,13 @@ class Coordinator(ReportingMembers[Membership]):
 
     def _install(self, step: int, values: torch.Tensor, moments: Sequence[torch.Tensor], updates: int) -> bool:
         with self._changed:
-            self._cleared.clear()
+            self._anew()
             self._installed.clear()
             self._applied.clear()
-            self._beginning = True
-            if isinstance(self._failure, StateLost):
-                self._failure = None  # the state is here
-            members = set(self._ready)
-            servers = sorted(member.number for member in members if member.role == "server")
-            if not servers:
-                raise DistributedError("no server is left", where="the parameter server", hint=RESUMABLE)
-        for member in members:
-            self._send(member, {"do": "clear"})
-        self._wait(
-            lambda: self._cleared >= members or not members <= self._ready,
-            lambda: f"{names_of(members - self._cleared)} to forget what they had",
-        )
+        members = self._clear()
+        servers = sorted(member.number for member in members if member.role == "server")
+        if not servers:
+            raise DistributedError("no server is left", where=self.where, hint=RESUMABLE)
         self._install_workers([member.number for member in members if member.role == "worker"])
         try:
             for shard in range(self._setup.shards):
@@ -124,13 +110,6 @@ class Coordinator(ReportingMembers[Membership]):
                 del self._applied[old]
             return self._applied[step]
 
-    def wait_until_rest(self, step: int) -> None:
-        """Wait until no change of members is under way."""
-        self._wait(
-            lambda: self._membership.at_work,
-            lambda: f"{self._membership.pending() or 'everybody to rest'} after step {step}",
-        )
-
     def pull(self, step: int, values: torch.Tensor, moments: Sequence[torch.Tensor]) -> int:
         """Write the servers' state after `step` into flat buffers; without `moments`, parameters only.
 
@@ -175,17 +154,7 @@ class Coordinator(ReportingMembers[Membership]):
         """What was lost and how long that took, and what every process reports: see `RunFigures.of`."""
         return dict(super().report()) | {"dropped": [dict(one) for one in self._membership.dropped]}
 
-    def close(self) -> None:
-        """End all members and the coordinator's thread. Safe to call twice."""
-        self._closing = True
-        self._links.close()
-        super().close()
-
     # ------------------------------------------------------------------------------------------------- events
-
-    def _on_unlinked(self, number: int, link: Link) -> None:
-        """A link of the coordinator's own has ended."""
-        self._links.forget(number, link)
 
     def _on_begin(self, servers: list[int], step: int) -> None:
         self._beginning = False
@@ -226,9 +195,6 @@ class Coordinator(ReportingMembers[Membership]):
     def _say_installed(self, member: Member, said: dict[str, Any]) -> None:
         self._installed.add(said["shard"])
 
-    def _say_cleared(self, member: Member, said: dict[str, Any]) -> None:
-        self._cleared.add(member)
-
     def _say_applied(self, member: Member, said: dict[str, Any]) -> None:
         self._note_applied(member, said)
         self._membership.applied(said["decision"]["step"])
@@ -257,10 +223,6 @@ class Coordinator(ReportingMembers[Membership]):
 
     def _install_rest(self, number: int, shard: int, step: int, updates: int) -> None:
         """What belongs to a shard beside its buffers: under BSP their frames say all of it."""
-
-    def _link(self, number: int) -> Link:
-        """A link of the coordinator's own to a server. Raises LinkError where it cannot be reached."""
-        return self._links.to(number, self._serving[number])
 
     def _shards_with_pieces(self) -> int:
         return sum(1 for shard in range(self._setup.shards) if self._setup.shard_map.size(shard))

@@ -40,6 +40,10 @@ class AnyMembership(Protocol):
     def epoch(self) -> int:
         """The newest; 0 before the run begins."""
 
+    @property
+    def at_work(self) -> bool:
+        """Whether the run has begun, and no change is under way."""
+
     def again(self) -> None:
         """Begin a new epoch with the same members."""
 

@@ -12,16 +12,14 @@ import torch
 from distributed.agent import Job
 from distributed.errors import DistributedError, LinkError
 from distributed.links.frames import Frame
-from distributed.links.link import Link
 from distributed.parameter_server.members import names_of
 from distributed.parameter_server.messages import Kind, Member, worker
-from distributed.parameter_server.reporting import ReportingMembers
-from distributed.parameter_server.state_links import StateLinks
+from distributed.parameter_server.state_members import StateMembers
 from distributed.ring.membership import RingMembership
 from distributed.strategy import StateLost
 
 
-class RingCoordinator(ReportingMembers[RingMembership]):
+class RingCoordinator(StateMembers[RingMembership]):
     """Members of a ring, and what they say of steps.
 
     Public methods are called by the trainer's thread; what they wait for is brought about by the coordinator's own.
@@ -38,9 +36,7 @@ class RingCoordinator(ReportingMembers[RingMembership]):
     def __init__(self, job: Job, workload: Mapping[str, Any]):
         membership = RingMembership(self._order, self._take_step, self._state_is_lost, job.options["workers"])
         super().__init__(job, {"worker": {"workload": workload}}, membership)
-        self._links = StateLinks(job, self._changed, lambda number, link: self._put("unlinked", number, link))
         self._steps: dict[int, dict[str, Any]] = {}  # by step, what was said of those that were not asked for yet
-        self._cleared: set[Member] = set()
         self._installed = False
         self._digests: dict[Member, int] = {}  # of the parameters of the step that was asked for
         self._grant: dict[str, Any] = {"do": "grant", "after": 0, "through": 0, "rate_scale": 1.0, "probe": 0}
@@ -54,19 +50,11 @@ class RingCoordinator(ReportingMembers[RingMembership]):
 
     def _install(self, step: int, buffers: Sequence[torch.Tensor], updates: int) -> bool:
         with self._changed:
-            self._beginning, self._installed = True, False
-            self._cleared.clear()
+            self._anew()
+            self._installed = False
             self._steps.clear()
-            if isinstance(self._failure, StateLost):
-                self._failure = None
         self._wait(lambda: bool(self._ready), lambda: "a worker to come", seconds=self._patience())
-        members = set(self._ready)
-        for member in members:
-            self._send(member, {"do": "clear"})
-        self._wait(
-            lambda: self._cleared >= members or not members <= self._ready,
-            lambda: f"{names_of(members - self._cleared)} to forget what they had",
-        )
+        members = self._clear()
         first = min(members).number
         with contextlib.suppress(LinkError):  # it is gone, or its link is, and is tried again
             for index, buffer in enumerate(buffers):
@@ -104,13 +92,6 @@ class RingCoordinator(ReportingMembers[RingMembership]):
             for old in [one for one in self._steps if one < step]:
                 del self._steps[old]
             return self._steps[step]
-
-    def wait_until_rest(self, step: int) -> None:
-        """Wait until no change of members is under way."""
-        self._wait(
-            lambda: self._membership.at_work,
-            lambda: f"{self._membership.pending() or 'everybody to rest'} after step {step}",
-        )
 
     def pull(self, step: int, buffers: Sequence[torch.Tensor]) -> int:
         """Write the nodes' state after `step` into flat buffers: parameters, then moments as far as asked for.
@@ -161,17 +142,7 @@ class RingCoordinator(ReportingMembers[RingMembership]):
         if len(set(self._digests.values())) > 1:
             raise StateLost(f"after step {step} the workers' parameters are not the same")
 
-    def close(self) -> None:
-        """End all members and the coordinator's thread. Safe to call twice."""
-        self._closing = True
-        self._links.close()
-        super().close()
-
     # ------------------------------------------------------------------------------------------------- events
-
-    def _on_unlinked(self, number: int, link: Link) -> None:
-        """A link of the coordinator's own has ended."""
-        self._links.forget(number, link)
 
     def _on_begin(self, step: int) -> None:
         """One of those who are ready has the state, unless it is gone; some may just have come."""
@@ -192,9 +163,6 @@ class RingCoordinator(ReportingMembers[RingMembership]):
         if self._membership.epoch and not self._beginning:
             self._send(member, self._grant)
             self._membership.join(member.number)
-
-    def _say_cleared(self, member: Member, said: dict[str, Any]) -> None:
-        self._cleared.add(member)
 
     def _say_installed(self, member: Member, said: dict[str, Any]) -> None:
         self._installed = True
@@ -233,7 +201,3 @@ class RingCoordinator(ReportingMembers[RingMembership]):
     def _patience(self) -> float:
         assert self._replacements is not None
         return self._replacements.patience
-
-    def _link(self, number: int) -> Link:
-        """A link of the coordinator's own to a node. Raises LinkError where it cannot be reached."""
-        return self._links.to(number, self._serving[number])

@@ -11,10 +11,11 @@ from typing import Any
 
 from nmt.errors import UserError
 from sweeps.executors.placement import Node
-from sweeps.executors.ray_process import Line, answers
+from sweeps.executors.ray_process import LateStartError, Line, answers
 
 LOCAL, AUTO = "local", "auto"
 ANSWER_SECONDS = 5.0  # for a named cluster's head to take a connection
+LATE = "timed out during startup"  # of Ray's own exception, which has no class of its own, after half a minute
 OBJECT_STORE_BYTES = 128 * 2**20  # work items are small; the default reserves a third of the memory
 ENVIRONMENT = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths mean the same in a trial as on the command line
@@ -67,6 +68,11 @@ def connected(address: str, line: Line) -> Iterator[Cluster]:
         ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **how)
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         raise refusal(address, error) from error
+    except Exception as error:
+        if not own or LATE not in str(error):
+            raise
+        hint = "are all cores taken? The same command tries again; executor=inline needs no Ray"
+        raise LateStartError("Ray's node did not come up in time", where="executor.address", hint=hint) from error
     try:
         line.connected(ray.get_runtime_context().gcs_address)
         alive = [node for node in ray.nodes() if node["Alive"]]

@@ -15,7 +15,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -29,11 +29,16 @@ POLL_SECONDS = 0.5
 START_SECONDS = 120.0  # for a cluster of one's own to come up, or for a named one to answer
 LOOK_SECONDS = 2.0  # between looks whether the head answers, and the longest that a look waits
 LOST_SECONDS = 20.0  # without an answer for so long, the cluster is gone; Ray itself gives up after 60
+STARTS = 3  # attempts to bring up a cluster of one's own
 STOP_SECONDS = 30.0  # for trials to leave their runs in order, and for a cluster of one's own to go down
 
 
 class ClusterLostError(UserError):
     """The machines that ran a sweep are gone. What they have written is there, and the same command goes on."""
+
+
+class LateStartError(UserError):
+    """Ray has given up a cluster of the sweep's own before that was up: where all cores are taken it needs longer."""
 
 
 class Line:
@@ -63,8 +68,21 @@ def with_ray(
 
     What it prints goes into `log`. Raises what it raises: a UserError as it is, anything else as a RuntimeError with
     the traceback. Raises KeyboardInterrupt after SIGINT or SIGTERM, and ClusterLostError where the cluster vanishes or
-    the process dies.
+    the process dies. After a LateStartError another process tries again.
     """
+    for _ in range(STARTS - 1):
+        with suppress(LateStartError):
+            return _with_ray(work, arguments, log, on_poll, say)
+    return _with_ray(work, arguments, log, on_poll, say)
+
+
+def _with_ray(
+    work: Callable[..., Any],
+    arguments: tuple[Any, ...],
+    log: Path,
+    on_poll: Callable[[], None],
+    say: Callable[[str], None],
+) -> Any:
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_child_main, args=(work, arguments, sender, log), name="ray", daemon=True)
@@ -124,9 +142,10 @@ class Head:
         now = time.monotonic()
         if now - self._looked < LOOK_SECONDS:
             return False
-        if answers(self.address, LOOK_SECONDS):
-            self._seen = time.monotonic()
+        answered = answers(self.address, LOOK_SECONDS)
         self._looked = time.monotonic()
+        if answered:
+            self._seen = self._looked
         return self._looked - self._seen > LOST_SECONDS
 
 

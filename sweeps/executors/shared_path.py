@@ -20,7 +20,7 @@ from sweeps.executors.ray_cluster import Cluster
 from sweeps.folder import FOLDER
 from sweeps.reuse import PresentCode, code_name
 
-NODE_SECONDS = 60.0  # for every node to start a process and answer
+NODE_SECONDS = 180.0  # for every node to start a process and answer
 DRIVER = "driver"
 
 

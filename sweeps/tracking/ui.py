@@ -38,7 +38,7 @@ from sweeps.tracking.store import (
 from sweeps.tracking.store_errors import store_error
 
 HOST = "127.0.0.1"  # the server has no authentication: never anything but loopback
-START_SECONDS, STOP_SECONDS = 90.0, 10.0
+START_SECONDS, STOP_SECONDS = 180.0, 10.0
 SAFE = {
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # no job runner: eight processes less, and nothing that executes
     "MLFLOW_SQLALCHEMYSTORE_POOL_SIZE": "64",  # MLflow's 15 connections deadlock under parallel requests
@@ -102,23 +102,23 @@ def serve(uri: str, database: Path, port: int) -> Iterator[tuple[str, subprocess
     command += ["--artifacts-destination", database.with_name(ARTIFACTS).as_uri()]
     command += ["--gunicorn-opts", GUNICORN]
     log = log_of(database)
-    with log.open("wb") as output:
-        server = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            # Not as an argument, which every user of this machine can read: there may be a password in it.
-            env=os.environ | SETTINGS | SAFE | {"MLFLOW_BACKEND_STORE_URI": uri},
-            cwd=database.parent,
-            start_new_session=True,  # Ctrl-C reaches this process alone, which then stops the server's whole group
-        )
-    try:
-        if not _answers(server, address):
-            raise _start_error(log, uri)
+    with contextlib.ExitStack() as running:
+        with _kept_free(port):
+            with log.open("wb") as output:
+                server = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    # Not as an argument, which every user of this machine can read: there may be a password in it.
+                    env=os.environ | SETTINGS | SAFE | {"MLFLOW_BACKEND_STORE_URI": uri},
+                    cwd=database.parent,
+                    start_new_session=True,  # Ctrl-C reaches this process alone, which then stops the server's group
+                )
+            running.callback(_stop, server)
+            if not _answers(server, address):
+                raise _start_error(log, uri)
         yield address, server
-    finally:
-        _stop(server)
 
 
 def list_experiments(address: str) -> list[dict[str, Any]]:
@@ -128,7 +128,7 @@ def list_experiments(address: str) -> list[dict[str, Any]]:
         data=json.dumps({"max_results": 1000, "order_by": ["last_update_time DESC"]}).encode(),
         headers={"Content-Type": "application/json"},
     )
-    with urllib.request.urlopen(request, timeout=30) as answer:
+    with urllib.request.urlopen(request, timeout=START_SECONDS) as answer:
         found = json.load(answer).get("experiments", [])
     return [experiment for experiment in found if experiment["experiment_id"] != "0"]
 
@@ -136,7 +136,7 @@ def list_experiments(address: str) -> list[dict[str, Any]]:
 def list_models(address: str) -> set[str]:
     """Names of the server's registered models."""
     url = f"{address}/api/2.0/mlflow/registered-models/search?max_results=1000"
-    with urllib.request.urlopen(url, timeout=30) as answer:
+    with urllib.request.urlopen(url, timeout=START_SECONDS) as answer:
         return {model["name"] for model in json.load(answer).get("registered_models", [])}
 
 
@@ -229,6 +229,20 @@ def _bind(port: int) -> int | None:
         except OSError:
             return None
         return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def _kept_free(port: int) -> Iterator[None]:
+    """Keep the port for the server while that comes up, which takes seconds: any other process may be given a free one.
+
+    Linux lets two sockets have a port as long as one of them listens, and gives it to nobody who asks for any.
+    """
+    with socket.socket() as keeper:
+        if sys.platform == "linux":
+            keeper.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            with contextlib.suppress(OSError):  # somebody has it by now, and the server will say so
+                keeper.bind((HOST, port))
+        yield
 
 
 def _answers(server: subprocess.Popen[bytes], address: str) -> bool:

@@ -15,6 +15,8 @@ from logical_cluster import LogicalCluster
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
+LAUNCH_MILLISECONDS = 180_000  # for a browser to come up on a loaded machine
+
 
 @pytest.fixture(scope="session")
 def ray_environment() -> Iterator[None]:
@@ -47,7 +49,9 @@ def browser(chromium: str) -> Iterator[Browser]:
     except ImportError:
         missing("playwright is not installed: pip install '.[test]'")
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, headless=True, args=list(FLAGS))
+        browser = playwright.chromium.launch(
+            executable_path=chromium, headless=True, args=list(FLAGS), timeout=LAUNCH_MILLISECONDS
+        )
         yield browser
         browser.close()
 

@@ -52,7 +52,7 @@ def possessions(of: set[int]) -> Possessions:
     found = Possessions(of)
     listening, unix = listening_ports(), abstract_names()
     for process in found.processes:
-        for inode in _sockets(process):
+        for inode in sockets_of(process):
             if inode in listening:
                 found.ports[inode] = listening[inode]
             if inode in unix:
@@ -152,7 +152,8 @@ def abstract_names() -> dict[str, str]:
     return {words[6]: words[7] for words in lines if len(words) > 7 and words[7].startswith("@")}
 
 
-def _sockets(process: int) -> Iterator[str]:
+def sockets_of(process: int) -> Iterator[str]:
+    """Inodes of the sockets that it has open."""
     for path in Path(f"/proc/{process}/fd").glob("*"):
         try:
             target = str(path.readlink())

@@ -11,6 +11,9 @@ test sees which node and which `CUDA_VISIBLE_DEVICES` a run is given, and what a
 GPU's work.
 
 The cluster is guarded by Ray's token, as one that others could reach should be: `environment` holds it.
+
+Ray gives a node half a minute to come up, which it may need where all cores are taken: a cluster that did not come up
+is started again, and what a process of Ray's may take is set to minutes.
 """
 
 from __future__ import annotations
@@ -20,13 +23,15 @@ import os
 import secrets
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import IO, Any
 
 PATIENCE_SECONDS = 120.0
 STOP_SECONDS = 30.0
+STARTS = 4  # attempts to bring a cluster up
 HERE = Path(__file__).resolve().parent
 TOKEN = secrets.token_hex(32)  # one for all clusters of a session, so that several can be up at once
 OBJECT_STORE_BYTES = 80 * 2**20
@@ -35,8 +40,12 @@ SETTINGS = {
     "RAY_prestart_worker_first_driver": "0",  # idle Python processes, one a core and node
     "RAY_health_check_initial_delay_ms": "1000",  # a dead node is noticed in two seconds instead of fifteen
     "RAY_health_check_period_ms": "500",
-    "RAY_health_check_timeout_ms": "5000",
+    "RAY_health_check_timeout_ms": "30000",  # a living one may wait for a core before it answers
     "RAY_health_check_failure_threshold": "3",
+    "RAY_gcs_server_port_wait_time_s": "120",
+    "RAY_agent_register_timeout_ms": "240000",
+    "RAY_worker_register_timeout_seconds": "240",
+    "RAY_memory_monitor_refresh_ms": "0",  # what else uses this machine's memory is no reason to kill a worker
     "OMP_NUM_THREADS": "1",
 }
 
@@ -71,20 +80,32 @@ class LogicalCluster:
         self._raylets: Sequence[int] = []
 
     def __enter__(self) -> LogicalCluster:
-        self._process = subprocess.Popen(
+        for _ in range(STARTS):
+            self._process, log = self._start()
+            with log:
+                if answer := self._line():
+                    self.address, self.node_ids, self._raylets = answer["address"], answer["nodes"], answer["raylets"]
+                    return self
+                self._process.communicate(timeout=PATIENCE_SECONDS)
+                log.seek(0)
+                said = log.read()[-3000:]
+        raise RuntimeError(f"Ray did not come up in {STARTS} attempts; the last one said:\n{said}")
+
+    def _start(self) -> tuple[subprocess.Popen[str], IO[str]]:
+        """The cluster's process, and the file in which its complaints are."""
+        log = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115  the caller closes it
+        process = subprocess.Popen(
             [sys.executable, __file__, json.dumps(self._shape)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=log,
             env={name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
             | SETTINGS
             | self.environment,
             text=True,
             start_new_session=True,  # a Ctrl-C that a test sends is not for the cluster
         )
-        answer = self._answer()
-        self.address, self.node_ids, self._raylets = answer["address"], answer["nodes"], answer["raylets"]
-        return self
+        return process, log
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -110,11 +131,16 @@ class LogicalCluster:
         return self._raylets.index(int(stat.rpartition(")")[2].split()[1]))
 
     def _answer(self) -> dict[str, Any]:
+        answer = self._line()
+        if answer is None:
+            raise RuntimeError(f"the cluster's process ended with {self._process.wait(PATIENCE_SECONDS)}")
+        return answer
+
+    def _line(self) -> dict[str, Any] | None:
+        """The next line of the cluster's process; None where it has ended."""
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"the cluster's process ended with {self._process.wait(PATIENCE_SECONDS)}")
-        answer: dict[str, Any] = json.loads(line)
+        answer: dict[str, Any] | None = json.loads(line) if line else None
         return answer
 
 
@@ -126,18 +152,18 @@ def serve(shape: Mapping[str, Any]) -> None:
     os.dup2(2, 1)  # Ray prints
     cluster = Cluster()
     nodes = []
-    for number, cpus in enumerate(shape["cpus"]):
-        own = shape["environments"].get(str(number), {})
-        nodes.append(
-            cluster.add_node(
-                num_cpus=cpus,
-                num_gpus=shape["gpus"],
-                object_store_memory=OBJECT_STORE_BYTES,
-                include_dashboard=False,
-                env_vars=own or None,
-            )
-        )
     try:
+        for number, cpus in enumerate(shape["cpus"]):
+            own = shape["environments"].get(str(number), {})
+            nodes.append(
+                cluster.add_node(
+                    num_cpus=cpus,
+                    num_gpus=shape["gpus"],
+                    object_store_memory=OBJECT_STORE_BYTES,
+                    include_dashboard=False,
+                    env_vars=own or None,
+                )
+            )
         raylets = [node.all_processes["raylet"][0].process.pid for node in nodes]
         ids = [node.node_id for node in nodes]
         answers.write(json.dumps({"address": cluster.address, "nodes": ids, "raylets": raylets}) + "\n")

@@ -17,7 +17,7 @@ from nmt.config import RunConfig
 from nmt.config.identity import run_id
 from nmt.runs import LocalRunStore, RunStatus
 
-PATIENCE_SECONDS = 90.0
+PATIENCE_SECONDS = 300.0  # each of them is a process that loads torch, on cores that others want too
 PLACE = "place.json"
 
 

@@ -78,7 +78,7 @@ def test_a_search_can_be_looked_through(tmp_path: Path, chromium: str) -> None:
     page.write_text(page.read_text().replace("</body>", f"<script>{ACTIONS}</script></body>"))
     command = [chromium, "--headless", *FLAGS, f"--user-data-dir={tmp_path / 'profile'}"]
     shown = subprocess.run(
-        [*command, "--window-size=1200,700", "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=60
+        [*command, "--window-size=1200,700", "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=300
     ).stdout
     match = re.search(r"<body[^>]*>(\{.*\})\s*</body>", shown, re.DOTALL)
     assert match, shown

@@ -32,7 +32,7 @@ def fetch(mirror: Mirror, tmp_path: Path, *words: str, sums: bool = True) -> sub
     if sums:
         command.append(f"sums={mirror.write_sums(tmp_path / 'sums')}")
     environment = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
 
 
 def names(directory: Path) -> set[str]:
@@ -166,7 +166,7 @@ def test_from_the_mirror_to_newstest_scores(mirror: Mirror, tmp_path: Path) -> N
     ]
 
     def nmt(*command: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([sys.executable, "-m", "nmt.cli", *command], capture_output=True, text=True, timeout=120)
+        return subprocess.run([sys.executable, "-m", "nmt.cli", *command], capture_output=True, text=True, timeout=600)
 
     trained = nmt("train", *train, *words)
     assert trained.returncode == 0, trained.stderr

@@ -26,7 +26,7 @@ COMMAND = ["train", "-m", "experiment=baseline,t2_lstm", "seed=1,2", *TINY]
 def nmt(program: list[str], *words: str, runs: Path, cwd: Path) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"NMT_RUNS": str(runs), "OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        [*program, *words], capture_output=True, text=True, cwd=cwd, env=environment, timeout=400
+        [*program, *words], capture_output=True, text=True, cwd=cwd, env=environment, timeout=900
     )  # fmt: skip
 
 

@@ -21,6 +21,7 @@ from typing import Any
 
 import pytest
 import torch
+from leftovers import Possessions, left_over, possessions
 from link_examples import SECONDS, SERVER, TOKEN, WORKER, End, link_pair, membership, resources
 
 from distributed.errors import DistributedError, HandshakeError, LinkClosed, LinkError, LinkTimeout
@@ -121,7 +122,7 @@ def test_the_death_of_a_process_is_known_at_once(
     began = time.monotonic()
     os.kill(process.pid, signal.SIGKILL)
     reason = end.wait_closed()
-    assert time.monotonic() - began < 1.0
+    assert time.monotonic() - began < SECONDS / 2  # no deadline has passed
     assert isinstance(reason, LinkClosed) and not reason.orderly
     # What the dead process shared is still there for those who look at it.
     assert as_tensor(end.views[0], torch.float32).eq(4).all()
@@ -131,14 +132,14 @@ def test_the_death_of_a_process_is_known_at_once(
 def test_a_process_that_stands_still_is_given_up_and_cannot_come_back(
     kind: str, hall: Callable[..., Hall], started: Callable[..., ForkServerProcess]
 ) -> None:
-    there = hall(replace(OPTIONS, silence_seconds=0.5))
+    there = hall(replace(OPTIONS, silence_seconds=3.0))
     process = started(worker, there.listener.addresses, kind, replace(OPTIONS, beat_seconds=0.05), 1)
     end = there.wait()
     end.wait_frames(1)
     os.kill(process.pid, signal.SIGSTOP)
     reason = end.wait_closed()
     assert isinstance(reason, LinkTimeout)
-    assert str(reason) == "link to worker3: the peer has been silent for 0.5 s"
+    assert str(reason) == "link to worker3: the peer has been silent for 3 s"
     os.kill(process.pid, signal.SIGCONT)
     process.join(SECONDS)  # its link has ended too, so it ends
     assert process.exitcode == 0
@@ -204,13 +205,16 @@ def test_nothing_is_left_when_both_processes_are_gone(
     there.wait().wait_frames(1)
     unix = f"@{there.listener.addresses.unix}"
     assert unix in Path("/proc/net/unix").read_text()
-    before = {path.name for path in Path("/dev/shm").iterdir()}
+    has = possessions({process.pid})
+    assert has.memory
     process.kill()
     process.join(SECONDS)
     there.ends[0].wait_closed()
     there.listener.close()
     assert unix not in Path("/proc/net/unix").read_text()
-    assert {path.name for path in Path("/dev/shm").iterdir()} == before
+    there.ends[0].views.clear()
+    gc.collect()
+    assert left_over(has) == Possessions()
 
 
 def test_another_network_namespace_shares_no_memory() -> None:
@@ -261,7 +265,7 @@ def test_tls_leaves_nothing_behind_and_nothing_readable(certificates: Path) -> N
             ours.link.send(Frame(1), b"some payload")
             theirs.wait_frames(1)
     gc.collect()
-    assert resources() == before
+    assert resources() <= before
 
 
 class Hub:
@@ -288,7 +292,7 @@ def test_both_sides_must_show_the_same_certificate(certificates: Path, server: s
     hub = Hub(**(contexts(certificates, server) if server else {}))
     own = membership(WORKER, OPTIONS, **(contexts(certificates, client) if client else {}))
     with pytest.raises(LinkError) as caught:
-        connect(hub.listener.addresses, own, kind="tcp", seconds=2.0)
+        connect(hub.listener.addresses, own, kind="tcp", seconds=SECONDS)
     assert hub.told.wait(SECONDS)
     hub.listener.close()
     for error in (caught.value, hub.refused[0]):

@@ -57,7 +57,7 @@ def sweep(cluster: LogicalCluster, spec: Path, corpus: Path, runs: Path, cache: 
         *(f"executor.address={cluster.address}", *words),
     ]
     done = subprocess.run(
-        command, capture_output=True, text=True, timeout=600, env=os.environ | cluster.environment | {"COLUMNS": "200"}
+        command, capture_output=True, text=True, timeout=1800, env=os.environ | cluster.environment | {"COLUMNS": "200"}
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return LocalRunStore(runs)

@@ -13,6 +13,7 @@ from parameter_server_examples import IMPATIENT, STEPS, Undisturbed, running, tr
 from toy_workload import workload_spec
 
 from distributed.errors import DistributedError
+from distributed.links.listener import HANDSHAKE_SECONDS
 from distributed.strategy import StateLost
 
 SHADOWED = ["workers=2", "servers=3", "shadows=1", *IMPATIENT]
@@ -51,9 +52,9 @@ def assert_one_died(report: Mapping[str, Any], fault: str, step: int) -> None:
     assert report["lost"] == {"workers": 0, "servers": 0, "links": 0} | {f"{role}s": 1}
     (recovery,) = report["recoveries"]
     assert recovery["lost"] == f"{role} {number}"
-    # The coordinator's count: who dies may be a step ahead of what it has heard, or hold nobody up any more.
-    assert recovery["step"] in (step - 1, step, step + 1)
-    assert recovery["seconds"] < 5.0
+    # The coordinator's count: who dies may be ahead of what it has heard from another, or hold nobody up any more.
+    assert recovery["step"] <= step + 1
+    assert recovery["seconds"] < HANDSHAKE_SECONDS  # no deadline had to pass
 
 
 @pytest.mark.parametrize("fault", ["kill@worker1.forward", "kill@worker0.pushed", "kill@server0.whole",
@@ -108,7 +109,8 @@ def test_a_process_that_stood_still_too_long_is_given_up_and_ends_when_it_wakes(
     fault: str, wanted: Undisturbed
 ) -> None:
     # Who takes a place kills who had it; without a replacement the zombie may wake.
-    words = [*SHADOWED[:3], "replace_lost=false", "deadline_seconds=1", "heartbeat_seconds=0.2"]
+    # The deadline has to pass, and nobody else may miss it on a busy machine.
+    words = [*SHADOWED, "replace_lost=false", "deadline_seconds=5"]
     with running(*words, faults=[f"{fault}:3"]) as strategy:
         stats = train(strategy, 1, 4)
         (zombie,) = standing_still()
@@ -130,7 +132,7 @@ def test_a_process_that_stood_still_too_long_is_given_up_and_ends_when_it_wakes(
 def test_several_may_die(faults: list[str], wanted: Undisturbed) -> None:
     report = disturbed(wanted, *faults)
     assert report["lost"]["workers"] + report["lost"]["servers"] == len(faults)
-    assert all(recovery["seconds"] < 5.0 for recovery in report["recoveries"])
+    assert all(recovery["seconds"] < HANDSHAKE_SECONDS for recovery in report["recoveries"])
 
 
 def test_a_replacement_that_dies_is_replaced(wanted: Undisturbed) -> None:

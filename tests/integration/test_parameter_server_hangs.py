@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,13 +17,16 @@ from parameter_server_examples import IMPATIENT, STEPS, Undisturbed, running, tr
 
 from distributed.errors import DistributedError
 from distributed.launchers import processes
+from distributed.strategy import Strategy
 from nmt.config import compose
 from nmt.errors import UserError
 from nmt.events import EVENTS, read_events
 from nmt.runs import LocalRunStore
 from nmt.train import train as train_run
 
-WATCHED = ["workers=2", "servers=3", "shadows=1", "watchdog_seconds=1", *IMPATIENT]
+# Whoever gets no core for some seconds on a busy machine, while others do, must not be taken for one that hangs.
+WATCHED = ["workers=2", "servers=3", "shadows=1", "watchdog_seconds=5", *IMPATIENT]
+SECONDS = 60.0  # far more than it takes until a loss is told, or processes have ended
 
 
 @pytest.fixture(scope="module")
@@ -58,10 +63,21 @@ def test_a_thread_that_hangs_costs_its_process_and_no_bit(
 @pytest.mark.parametrize("fault", ["hang@worker1.forward:4", "hang@server1.push:4"])
 def test_a_hang_without_barriers_is_noticed_though_others_go_on(fault: str) -> None:
     words = ["mode=asp", *WATCHED[:1], "servers=2", *WATCHED[2:]]
-    with running(*words, faults=[fault]) as strategy:
-        assert [stats.index for stats in train(strategy, 1, 60)] == list(range(1, 61))
-        lost = strategy.report()["lost"]
-    assert lost["workers"] + lost["servers"] == 1
+    # Who is given a ticket of which step is chance: it hangs in the first of these that it takes part in.
+    point, _, step = fault.rpartition(":")
+    faults = [f"{point}:{one}" for one in range(int(step), 1000)]
+    with running(*words, faults=faults) as strategy:
+        stats = train(strategy, 1, 60)
+        end = time.monotonic() + SECONDS
+        while not (lost := lost_processes(strategy)) and time.monotonic() < end:
+            stats += train(strategy, len(stats) + 1, len(stats) + 10)
+    assert [one.index for one in stats] == list(range(1, len(stats) + 1))
+    assert lost == 1
+
+
+def lost_processes(strategy: Strategy) -> int:
+    lost = strategy.report()["lost"]
+    return int(lost["workers"] + lost["servers"])
 
 
 @pytest.mark.exhaustive
@@ -76,9 +92,10 @@ def test_a_word_that_is_lost_ends_the_run_with_who_owes_what() -> None:
         with pytest.raises(DistributedError) as ended:
             train(strategy, 3, STEPS)
     owed = "messages of step 3 (gradients of groups 2, 3 for shard"
-    assert "waited in vain for step 3, nobody has stirred for 1 s: " in str(ended.value)
+    assert "waited in vain for step 3, nobody has stirred for 5 s: " in str(ended.value)
     assert all(f"server {number} waits for {owed} {number})" in str(ended.value) for number in range(3))
-    assert "worker 1 waits for something to compute, behind its share of step 2" in str(ended.value)
+    # It says 3 where the answers to step 2 came before it could begin to wait for them.
+    assert re.search(r"worker 1 waits for something to compute, behind its share of step [23]", str(ended.value))
     assert str(ended.value).endswith("; the same command goes on from the last checkpoint")
 
 
@@ -88,7 +105,7 @@ def test_a_breakpoint_in_a_worker_trips_nothing(wanted: Undisturbed, tmp_path: P
     tracer = subprocess.run(["which", "strace"], capture_output=True, text=True).stdout.strip()
     if not tracer:
         pytest.skip("needs strace")
-    with running(*WATCHED, faults=["delay@worker0.forward:3:3"]) as strategy:
+    with running(*WATCHED, faults=["delay@worker0.forward:3:8"]) as strategy:
         pids = [agent.about["pid"] for member, agent in strategy._coordinator._agents.items()  # type: ignore
                 if str(member) == "worker 0"]  # fmt: skip
         tracing = subprocess.Popen([tracer, "-p", str(pids[0]), "-o", str(tmp_path / "trace")], stderr=subprocess.PIPE)
@@ -127,7 +144,7 @@ def test_replacements_that_end_before_they_connect(
                 train(strategy, 1, STEPS)
         else:
             wanted.assert_equal(train(strategy, 1, STEPS), strategy.state())
-            strategy._coordinator._wait(lambda: "goes on with 1" in caplog.text, lambda: "the end", 20.0)  # type: ignore
+            strategy._coordinator._wait(lambda: "goes on with 1" in caplog.text, lambda: "the end", SECONDS)  # type: ignore
     said = [record.getMessage() for record in caplog.records if "was to replace" in record.getMessage()]
     assert len(said) == 3
     assert all(line.endswith("ended with exit code 3") for line in said)
@@ -139,7 +156,7 @@ def test_a_run_that_nobody_can_go_on_with_is_failed_and_goes_on_from_its_checkpo
              "data.options={train_size: 96, validation_size: 8, test_size: 8}", "training.max_steps=10",
              "validation.every_steps=4", "executor.retries=0"]  # fmt: skip
     served = [*small, f"paths.runs={tmp_path / 'served'}", "distribution=parameter_server"]
-    hangs = ["distribution.watchdog_seconds=2", "distribution.replace_lost=false",
+    hangs = ["distribution.watchdog_seconds=5", "distribution.replace_lost=false",
              "distribution.faults=[hang@worker0.forward:6]"]  # fmt: skip
     with pytest.raises(UserError) as ended:
         train_run(compose([*served, *hangs]))

@@ -13,6 +13,7 @@ import pytest
 
 pytestmark = pytest.mark.exhaustive
 NETWORK = "10.213.7"
+SECONDS = 300.0  # seven processes import torch at once
 COORDINATE = """
 import sys
 import torch
@@ -130,6 +131,6 @@ def test_hosts_that_share_nothing_have_the_bits_of_one_process(workers: int, ser
         hosts.run(sys.executable, "-m", "distributed.launch", said[1], said[2], "threads=1", **common)
         for _ in range(workers + servers)
     ]
-    shown, error = coordinator.communicate(timeout=120)
+    shown, error = coordinator.communicate(timeout=SECONDS)
     assert shown.strip() == "equal", error
-    assert [member.wait(30) for member in members] == [0] * len(members)
+    assert [member.wait(SECONDS) for member in members] == [0] * len(members)

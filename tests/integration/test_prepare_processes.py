@@ -35,7 +35,7 @@ def start(*overrides: str, kill_at: str = "", **environment: str) -> subprocess.
 
 
 def result(process: subprocess.Popen[str]) -> dict[str, object]:
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode == 0
     answer: dict[str, object] = json.loads(output)
     return answer
@@ -51,7 +51,7 @@ def test_one_prepares_and_the_others_wait(tmp_path: Path) -> None:
 def test_a_killed_preparation_is_never_taken_for_complete(tmp_path: Path, stage: str) -> None:
     cache = tmp_path / "cache"
     killed = start(f"paths.cache={cache}", kill_at=stage)
-    killed.communicate(timeout=60)
+    killed.communicate(timeout=300)
     assert killed.returncode == -signal.SIGKILL
     leftovers = {path.name for path in cache.iterdir() if path.suffix != ".lock"}
     assert leftovers and all(name.endswith(".tmp") for name in leftovers)

@@ -33,7 +33,7 @@ from sweeps.worker import WorkItem
 
 pytestmark = pytest.mark.ray
 
-PATIENCE_SECONDS = 180.0
+PATIENCE_SECONDS = 600.0
 RESUMABLE = 75
 
 
@@ -254,14 +254,14 @@ def test_a_run_whose_node_dies_goes_on_from_its_checkpoint_on_another(
 def test_a_cluster_that_vanishes_is_one_line_and_the_same_command_goes_on(
     ray_environment: None, tiny: Path, tmp_path: Path
 ) -> None:
-    words = ["training.max_steps=4000", "training.checkpoint_every_steps=10"]
+    words = ["training.max_steps=100000", "training.checkpoint_every_steps=10"]  # more than it can make meanwhile
     with LogicalCluster(nodes=2, cpus=1, gpus=0, head_cpus=0) as cluster:
         sweep = Sweep(cluster, tiny, tmp_path / "runs", *words)
         sweep.wait_for(lambda: sweep.has_reached(20))
         cluster.kill(0)
         begin = time.monotonic()
         code, said = sweep.end()
-        assert time.monotonic() - begin < LOST_SECONDS + 40.0
+        assert time.monotonic() - begin < LOST_SECONDS + 100.0
     complaints = [line for line in said.splitlines() if line.startswith("error: ")]
     assert code == RESUMABLE, said
     assert len(complaints) == 1, said

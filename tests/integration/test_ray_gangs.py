@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from leftovers import Possessions, left_over, lives, possessions
+from leftovers import Possessions, left_over, lives, possessions, wait_for_ends
 from logical_cluster import LogicalCluster
 
 from nmt.config import from_dict
@@ -89,10 +89,23 @@ def agents(plan: SweepPlan) -> list[dict[str, int]]:
     for run in plan.runs:
         headers = {}
         for path in sorted((plan.store.directory(run.run_id) / "journals").glob("timeline-*.jsonl")):
-            lines = map(json.loads, path.read_text().splitlines())
+            whole, _, _ = path.read_text().rpartition("\n")  # the last line may be under way
+            lines = map(json.loads, whole.splitlines())
             headers |= {one["process"]: one["pid"] for one in lines if one["kind"] == "header"}
         found.append(headers)
     return found
+
+
+def checkpointed(plan: SweepPlan) -> bool:
+    """Whether the first run has a checkpoint: its processes have all been written down then."""
+    events = read_events(plan.store.directory(plan.runs[0].run_id) / EVENTS)
+    return any(event["kind"] == "checkpoint" for event in events)
+
+
+def survivors(found: Sequence[int]) -> list[int]:
+    """Which of these processes are still there; they are given time to end."""
+    wait_for_ends(set(found))
+    return [pid for pid in found if lives(pid)]
 
 
 @pytest.mark.exhaustive
@@ -112,7 +125,7 @@ def test_a_sweep_with_servers_has_the_columns_of_one_without(three_nodes: Logica
     pids = [pid for one in processes for pid in one.values()] + [status.pid for status in statuses[2:]]
     assert len(set(pids)) == 8
     assert not set(pids) & {status.pid for status in statuses[:2]}
-    assert not any(map(lives, [pid for one in processes for pid in one.values()]))
+    assert survivors([pid for one in processes for pid in one.values()]) == []
     assert all((plan.store.read_json(run.run_id, "result.json") or {})["steps"] == 12
                for plan in (alone, served) for run in plan.runs)  # fmt: skip
 
@@ -145,7 +158,7 @@ def test_an_actor_that_stands_still_is_killed_for_another_in_its_bundle(
     three_nodes: LogicalCluster, tmp_path: Path
 ) -> None:
     alone = plan_of(tmp_path / "alone")
-    words = ["distribution.faults=[stop@worker1.forward:5]", "distribution.deadline_seconds=2"]
+    words = ["distribution.faults=[stop@worker1.forward:5]", "distribution.deadline_seconds=10"]
     served = plan_of(tmp_path / "served", *SERVED, *words, "distribution.workers=2")
     execute(served, three_nodes.address, gpus_per_run=1.0)
     execute(alone, three_nodes.address)
@@ -153,7 +166,7 @@ def test_an_actor_that_stands_still_is_killed_for_another_in_its_bundle(
     result = served.store.read_json(served.runs[0].run_id, "result.json") or {}
     assert result["distribution"]["lost"]["workers"] == 1
     (processes,) = agents(served)
-    assert not any(map(lives, processes.values()))
+    assert survivors(list(processes.values())) == []
 
 
 @pytest.mark.exhaustive
@@ -163,13 +176,14 @@ def test_actors_that_die_before_they_connect_are_noticed_and_nothing_of_a_trial_
     """Whoever is to take the lost worker's place is made to fail in its first line (`failing_replacements`)."""
     alone = plan_of(tmp_path / "alone")
     # Worker 1 waits at step 9, behind the evaluation that writes down who is there.
-    words = ["distribution.workers=2", "distribution.faults=[kill@worker0.forward:3, delay@worker1.forward:9:6]"]
+    words = ["distribution.workers=2", "distribution.faults=[kill@worker0.forward:3, delay@worker1.forward:9:10]"]
     served = plan_of(tmp_path / "served", *SERVED, *words)
     had = Possessions()
 
     def look() -> None:
         nonlocal had
-        if not had.processes and (found := agents(served)[0]):
+        if not had.processes and checkpointed(served):
+            found = agents(served)[0]
             had = possessions({*found.values(), served.store.status(served.runs[0].run_id).pid})
 
     execute(served, three_nodes.address, look, trainer="failing_replacements:train")
@@ -201,8 +215,8 @@ def test_a_trial_whose_trainer_dies_goes_on_with_new_actors_in_a_new_group(
     first: dict[str, int] = {}
 
     def kill_once() -> None:
-        if not first and (processes := agents(served)[0]):
-            first.update(processes | {"trainer": served.store.status(run_id).pid})
+        if not first and checkpointed(served):
+            first.update(agents(served)[0] | {"trainer": served.store.status(run_id).pid})
             os.kill(first["trainer"], signal.SIGKILL)
 
     execute(served, three_nodes.address, kill_once)
@@ -212,7 +226,7 @@ def test_a_trial_whose_trainer_dies_goes_on_with_new_actors_in_a_new_group(
     second = agents(served)[0]
     assert sorted(first) == ["server 0", "trainer", "worker 0"]
     assert sorted(second) == ["server 0", "worker 0"]
-    assert not any(map(lives, first.values()))
+    assert survivors(list(first.values())) == []
     events = read_events(served.store.directory(run_id) / EVENTS)
     assert [one["step"] for one in events if one["kind"] == "resume"] == [6]
 
@@ -229,7 +243,7 @@ def test_workers_without_servers_compute_in_actors_what_they_compute_in_processe
     train(from_dict(here.work_items()[0].configs[0]))
     assert columns(here) == columns(there)
     assert sorted(agents(there)[0]) == ["worker 0", "worker 1"]
-    assert not any(map(lives, agents(there)[0].values()))
+    assert survivors(list(agents(there)[0].values())) == []
 
 
 def test_a_gang_that_cannot_fit_is_refused_before_anything_starts(three_nodes: LogicalCluster, tmp_path: Path) -> None:

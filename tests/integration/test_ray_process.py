@@ -16,9 +16,9 @@ import pytest
 
 from nmt.errors import UserError
 from sweeps.executors import ray_process
-from sweeps.executors.ray_process import ClusterLostError, Line, with_ray
+from sweeps.executors.ray_process import ClusterLostError, LateStartError, Line, with_ray
 
-PATIENCE_SECONDS = 60.0
+PATIENCE_SECONDS = 300.0
 
 
 def adds(line: Line, first: int, second: int) -> int:
@@ -38,6 +38,16 @@ def breaks(line: Line) -> None:
 def dies(line: Line) -> None:
     os.write(2, b"the last words of a library\n\n")
     os._exit(1)
+
+
+def comes_up_late(line: Line, attempts: str, late: int) -> int:
+    """Ray's node does not come up in time, the first few times."""
+    with Path(attempts).open("a", encoding="utf-8") as file:
+        file.write(f"{os.getpid()}\n")
+    made = Path(attempts).read_text(encoding="utf-8").splitlines()
+    if len(made) <= late:
+        raise LateStartError("did not come up")
+    return len(set(made))
 
 
 def waits(line: Line, left: str) -> None:
@@ -75,14 +85,23 @@ def test_a_mistake_stays_one_and_anything_else_has_its_traceback(tmp_path: Path)
         drive(breaks, log=tmp_path / "log")
 
 
+def test_a_cluster_that_is_late_is_started_again_by_another_process(tmp_path: Path) -> None:
+    attempts = tmp_path / "attempts"
+    assert drive(comes_up_late, str(attempts), 2, log=tmp_path / "log") == 3
+    attempts.unlink()
+    with pytest.raises(LateStartError, match="did not come up"):
+        drive(comes_up_late, str(attempts), 9, log=tmp_path / "log")
+    assert len(attempts.read_text().splitlines()) == ray_process.STARTS
+
+
 def test_its_death_is_one_line_with_its_last_words(tmp_path: Path) -> None:
     with pytest.raises(ClusterLostError, match=r"died \(exit code 1\): the last words of a library; nothing that was"):
         drive(dies, log=tmp_path / "log")
 
 
 def test_a_head_that_stops_answering_ends_the_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray_process, "LOOK_SECONDS", 0.05)
-    monkeypatch.setattr(ray_process, "LOST_SECONDS", 0.5)
+    monkeypatch.setattr(ray_process, "LOOK_SECONDS", 0.4)  # below the half second from one poll to the next
+    monkeypatch.setattr(ray_process, "LOST_SECONDS", 2.0)  # several looks, so that one late answer is no loss
     begin = time.monotonic()
     with socket.create_server(("127.0.0.1", 0)) as head:
         address = f"127.0.0.1:{head.getsockname()[1]}"

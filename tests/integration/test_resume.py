@@ -35,6 +35,7 @@ TRAIN = [
     "validation.every_steps=6",
     "validation.max_sentences=0",
 ]
+PATIENCE_SECONDS = 600.0  # for a training of a few steps, on a machine whose cores others have taken
 TIMES = {"seconds", "evaluation_seconds", "tokens_per_second", "timing", "peak_memory_bytes", "convergence", "energy"}
 
 
@@ -47,7 +48,7 @@ def nmt(runs: Path, *words: str, wait: bool = True) -> subprocess.Popen[str]:
         text=True,
     )
     if wait:
-        process.wait(timeout=120)
+        process.wait(timeout=PATIENCE_SECONDS)
     return process
 
 
@@ -123,13 +124,12 @@ def test_killed_many_times_is_still_the_undisturbed_run(undisturbed: dict[str, A
 def test_a_signal_writes_a_checkpoint_and_the_same_command_goes_on(
     undisturbed: dict[str, Any], tmp_path: Path, number: signal.Signals
 ) -> None:
-    process = nmt(tmp_path, wait=False)
-    assert process.stderr is not None
-    for line in process.stderr:
-        if line.startswith("step"):
-            break
+    process = nmt(tmp_path, "faults=[stop@slot:7]", wait=False)
+    stopped = os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+    assert stopped is not None and stopped.si_code == os.CLD_STOPPED, process.stderr and process.stderr.read()
     process.send_signal(number)
-    process.wait(timeout=60)
+    process.send_signal(signal.SIGCONT)
+    process.wait(timeout=PATIENCE_SECONDS)
     assert process.returncode == 75
     store = LocalRunStore(tmp_path)
     (run_id,) = store.list_runs()

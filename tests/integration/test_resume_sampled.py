@@ -53,7 +53,7 @@ def nmt(runs: Path, form: str, *words: str) -> subprocess.CompletedProcess[str]:
         env=os.environ | {"NMT_RUNS": str(runs)},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=600,
     )
 
 

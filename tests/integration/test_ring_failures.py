@@ -18,6 +18,7 @@ from ring_examples import IMPATIENT, STEPS, by_the_rule, disturbed, running
 from toy_workload import workload_spec
 
 from distributed.errors import DistributedError
+from distributed.links.listener import HANDSHAKE_SECONDS
 from distributed.ring.messages import Kind
 from distributed.ring.strategy import RingStrategy
 from distributed.strategy import StateLost
@@ -25,6 +26,11 @@ from distributed.strategy import StateLost
 ALONE = ["replace_lost=false", *IMPATIENT]
 PHASES = ("forward", "backward", "pushed", "reduce", "gather", "facts", "summed", "applied", "told")
 FRAMES = ("reduce", "gather", "facts")
+# Node 0 drops the last frame that others could make something of: so it has the sum of step 3, and node 1 never has it.
+# That takes node 0 to have passed on what began at node 2 before what began at node 1 comes, which is late therefore;
+# and then half a second in which all of them get on. Where a busy machine has it otherwise, it is tried again.
+ONE_HAS_THE_SUM = ("delay@worker1.forward:3:0.2", "drop@worker0.gather:3")
+TRIES = 20
 
 
 def assert_one_died(report: Mapping[str, Any], fault: str, step: int) -> None:
@@ -33,7 +39,7 @@ def assert_one_died(report: Mapping[str, Any], fault: str, step: int) -> None:
     (recovery,) = report["recoveries"]
     assert recovery["lost"] == f"worker {number}"
     assert recovery["step"] <= step + 1  # by the coordinator's count: who dies may be ahead of what it has said
-    assert recovery["seconds"] < 5.0
+    assert recovery["seconds"] < HANDSHAKE_SECONDS  # no deadline had to pass
 
 
 @pytest.mark.parametrize("fault", ["kill@worker0.backward", "kill@worker1.reduce", "kill@worker2.gather",
@@ -90,15 +96,15 @@ def test_every_frame_may_be_damaged(action: str, number: int, phase: str, link: 
 def test_a_sum_that_one_node_has_is_rolled_forward_whoever_is_lost_meanwhile(fault: str) -> None:
     """Without the frame that is dropped, node 0 alone has the sum."""
     kills = fault.startswith("kill")
-    # Faults at `roll` and `rolled` happen only where node 0 was fast enough to have the sum, in half a second.
-    reports = (disturbed("drop@worker0.gather:3", fault, words=ALONE) for _ in range(4))
+    # Faults at `roll` and `rolled` happen only where node 0 had the sum.
+    reports = (disturbed(*ONE_HAS_THE_SUM, fault, words=ALONE) for _ in range(TRIES))
     assert {"workers": int(kills), "links": 1 + (not kills)} in (report["lost"] for report in reports)
 
 
 @pytest.mark.exhaustive
 def test_a_sum_that_is_lost_with_the_only_node_that_had_it_is_made_anew() -> None:
-    # It is killed there only if it was fast enough to have the sum.
-    reports = (disturbed("drop@worker0.gather:3", "kill@worker0.reconfigure:4", words=ALONE) for _ in range(4))
+    # It is killed there only if it had the sum.
+    reports = (disturbed(*ONE_HAS_THE_SUM, "kill@worker0.reconfigure:4", words=ALONE) for _ in range(TRIES))
     assert any(report["lost"]["workers"] == 1 for report in reports)
 
 
@@ -135,7 +141,7 @@ def test_a_state_that_is_damaged_on_its_way_is_sent_again(fault: str) -> None:
 def wait_for_workers(strategy: RingStrategy, count: int) -> None:
     coordinator = strategy._coordinator
     assert coordinator is not None
-    coordinator._wait(lambda: len(coordinator._ready) == count, lambda: f"{count} workers", seconds=30.0)
+    coordinator._wait(lambda: len(coordinator._ready) == count, lambda: f"{count} workers", seconds=60.0)
 
 
 @pytest.mark.parametrize("staging", ["auto", pytest.param("always", marks=pytest.mark.exhaustive)])
@@ -173,8 +179,8 @@ def test_replacements_may_die_as_soon_as_they_have_joined() -> None:
     for number in (0, 1, 2) for phase in PHASES
 ])  # fmt: skip
 def test_a_node_that_stood_still_too_long_is_given_up_and_ends_when_it_wakes(fault: str) -> None:
-    words = ["replace_lost=false", "deadline_seconds=1", "heartbeat_seconds=0.2"]
-    with running("workers=3", *words, faults=[f"{fault}:3"]) as strategy:
+    # The deadline has to pass, and nobody else may miss it on a busy machine.
+    with running("workers=3", *ALONE, "deadline_seconds=5", faults=[f"{fault}:3"]) as strategy:
         stats = train(strategy, 1, 5)
         (zombie,) = standing_still()
         os.kill(zombie, signal.SIGCONT)
@@ -188,7 +194,7 @@ def test_a_node_that_stood_still_too_long_is_given_up_and_ends_when_it_wakes(fau
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("phase", ["forward", "reduce", "gather", "summed"])
 def test_a_thread_that_hangs_is_given_up(phase: str) -> None:
-    report = disturbed(f"hang@worker1.{phase}:3", words=[*ALONE, "watchdog_seconds=1"])
+    report = disturbed(f"hang@worker1.{phase}:3", words=[*ALONE, "watchdog_seconds=5"])
     assert report["lost"] == {"workers": 1, "links": 0}
     assert "has been at the" in report["recoveries"][0]["reason"]
 

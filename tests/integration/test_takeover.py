@@ -110,7 +110,7 @@ def test_a_process_that_wakes_after_its_lease_changes_nothing(undisturbed: Path,
         before = content(store, run_id)
     finally:
         sleeper.send_signal(signal.SIGCONT)
-    _, errors = sleeper.communicate(timeout=60)
+    _, errors = sleeper.communicate(timeout=600)
     assert sleeper.returncode == 2
     last = errors.splitlines()[-1]
     assert last.startswith(f"error: {run_id}: attempt 1 was stopped for too long")

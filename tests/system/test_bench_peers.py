@@ -17,7 +17,7 @@ CORPUS = ["data.options.train_size=300", "data.options.test_size=10", "data.opti
 
 def bench(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(SCRIPTS / "bench_peers.py"), *words]
-    return subprocess.run(command, capture_output=True, text=True, env=os.environ | environment, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | environment, timeout=1200)
 
 
 @pytest.fixture(scope="module")

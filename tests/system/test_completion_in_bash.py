@@ -55,7 +55,7 @@ COMP_WORDS=({" ".join(words)}) COMP_CWORD={len(words) - 1}
 _nmt
 printf '%s\\n' "${{COMPREPLY[@]}}"
 """
-    done = subprocess.run([str(BASH), "-c", script], capture_output=True, text=True, env=environment, timeout=60)
+    done = subprocess.run([str(BASH), "-c", script], capture_output=True, text=True, env=environment, timeout=300)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.split() == found
 
@@ -78,7 +78,7 @@ class Terminal:
 
     def until(self, answer: str) -> str:
         """What appears on the screen up to `answer`."""
-        shown, end = "", time.monotonic() + 60
+        shown, end = "", time.monotonic() + 300
         while answer not in shown:
             ready, _, _ = select.select([self.descriptor], [], [], max(0.0, end - time.monotonic()))
             assert ready, f"'{answer}' did not appear: {shown!r}"

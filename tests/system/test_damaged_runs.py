@@ -35,7 +35,7 @@ MEASURED = ("tokens_per_second", "convergence_seconds", "peak_memory_bytes", "co
 def nmt(*words: str, runs: Path) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"NMT_RUNS": str(runs)}
     command = [sys.executable, "-m", "nmt.cli", *words]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1200)
 
 
 def results(runs: Path) -> dict[str, dict[str, object]]:

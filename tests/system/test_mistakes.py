@@ -24,7 +24,7 @@ def nmt(*words: str, cwd: Path | None = None, **environment: str) -> subprocess.
         text=True,
         cwd=cwd or ROOT,
         env=os.environ | environment,
-        timeout=120,
+        timeout=600,
     )
 
 
@@ -206,7 +206,7 @@ def test_a_misspelt_word_of_a_script_is_said_in_one_line(script: str, tmp_path: 
     command = [sys.executable, str(ROOT / "scripts" / script), "mispelt=1"]
     if script == "bench_peers.py":
         command.append(f"environments={tmp_path / 'installed'}")
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=600)
     assert_one_line(done, "mispelt: unknown key")
     assert done.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []  # nothing was installed first

@@ -31,7 +31,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     site = tmp_path_factory.mktemp("site")
     options = ["--quiet", "--no-index", "--no-deps", "--no-build-isolation", "--disable-pip-version-check"]
     pip = [sys.executable, "-m", "pip", "install", *options, "--target", str(site), str(folder)]
-    subprocess.run(pip, check=True, timeout=240)
+    subprocess.run(pip, check=True, timeout=600)
     return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(site), os.environ.get("PYTHONPATH", "")]))}
 
 
@@ -39,7 +39,7 @@ def nmt(environment: dict[str, str], *words: str) -> subprocess.CompletedProcess
     """A command in that environment, on the store of the test that calls."""
     command = [sys.executable, "-m", "nmt.cli", *words]
     own = environment | {"NMT_RUNS": os.environ["NMT_RUNS"]}
-    return subprocess.run(command, env=own, capture_output=True, text=True, timeout=240)
+    return subprocess.run(command, env=own, capture_output=True, text=True, timeout=600)
 
 
 def test_an_installed_attention_is_swept(environment: dict[str, str], tmp_path: Path, isolated_runs: Path) -> None:

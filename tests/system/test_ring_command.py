@@ -31,7 +31,9 @@ TRAIN = [
     "validation.every_steps=6",
 ]
 RING = ["distribution=ring_allreduce", "distribution.workers=3"]
-SECONDS = 60.0
+SECONDS = 120.0  # far more than an end takes
+# Step 4 takes long: a signal that is sent once step 1 is told comes while steps are under way.
+SLOW = "distribution.faults=[delay@worker0.forward:4:10]"
 
 
 def the_run(runs: Path) -> tuple[str, Path, dict[str, Any]]:
@@ -84,7 +86,7 @@ def test_it_is_trained_told_and_drawn(
 @pytest.mark.exhaustive
 def test_a_run_that_is_stopped_and_typed_again_ends_with_the_same_bits(undisturbed: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "nmt.cli", "train", *TRAIN, *RING, f"paths.runs={tmp_path}"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen([*command, SLOW], stderr=subprocess.PIPE, text=True, start_new_session=True)
     assert process.stderr is not None
     for line in process.stderr:
         if line.startswith("step"):

@@ -18,7 +18,7 @@ TINY = ["scale=smoke", "tracking=none", "threads=1", "data.options.train_size=60
 
 def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, *command], capture_output=True, text=True, env=os.environ | environment, timeout=300
+        [sys.executable, *command], capture_output=True, text=True, env=os.environ | environment, timeout=1200
     )
 
 
@@ -68,7 +68,7 @@ TINY_MODEL = ["model.embedding.units=16", "model.encoder.units=8", "model.decode
 
 @pytest.mark.exhaustive
 def test_the_benchmark_sets_what_is_achieved_against_the_floor(tmp_path: Path) -> None:
-    words = ["rounds=1", "threads=1", "quick=true", "device=cpu", "shapes=recurrent_128", "precisions=fp32"]
+    words = ["rounds=3", "threads=1", "quick=true", "device=cpu", "shapes=recurrent_128", "precisions=fp32"]
     only, path = "only=training,memory,beam,data", tmp_path / "bench.json"
     done = run(str(SCRIPTS / "bench.py"), only, f"json={path}", *words, *TINY_MODEL)
     assert done.returncode == 0, done.stderr
@@ -78,12 +78,14 @@ def test_the_benchmark_sets_what_is_achieved_against_the_floor(tmp_path: Path) -
         assert heading in done.stdout
     (shape,) = found["parts"]["training"]
     (arm,) = shape["arms"]
-    (one,) = arm["rounds"]
-    floor = sum(one["useful_operations"].values()) / one["product_rate"]
+    rounds = arm["rounds"]
     name = "training/recurrent_128/fp32/1_threads"
-    assert found["ratios"][f"{name}/achieved_over_floor"] == floor / one["seconds"]
-    assert abs(sum(one["phases"].values()) / one["seconds"] - 1) < 0.1
-    assert found["ratios"][f"{name}/output"] == one["floors"]["output"] / one["phases"]["output"]
+    achieved = [sum(one["useful_operations"].values()) / one["product_rate"] / one["seconds"] for one in rounds]
+    assert found["ratios"][f"{name}/achieved_over_floor"] == sorted(achieved)[1]
+    apart = [sum(one["phases"].values()) - one["seconds"] for one in rounds]  # what the watching itself costs
+    assert min(apart) > -1e-9 and min(apart) < 0.1 * min(one["seconds"] for one in rounds)
+    output = [one["floors"]["output"] / one["phases"]["output"] for one in rounds]
+    assert found["ratios"][f"{name}/output"] == sorted(output)[1]
     assert found["ratios"]["beam/recurrent_128/beam_10/1_threads/achieved_over_floor"] > 0
     assert all(isinstance(value, float) for value in found["ratios"].values())
     assert found["machine"]["threads"] == [1] and "load" in done.stdout

@@ -26,11 +26,12 @@ def store(isolated_runs: Path) -> LocalRunStore:
     return store
 
 
-def read_until(descriptor: int, text: str) -> str:
-    seen = ""
-    while text not in seen:
-        seen += os.read(descriptor, 65536).decode()
-    return seen
+def read_until(descriptor: int, *texts: str) -> str:
+    """What comes until all of these texts have: a terminal hands on what was written in any pieces."""
+    seen = b""
+    while not all(text.encode() in seen for text in texts):
+        seen += os.read(descriptor, 65536)
+    return seen.decode(errors="replace")
 
 
 def test_damage_is_told_on_stderr_and_the_rest_on_stdout(store: LocalRunStore) -> None:
@@ -47,11 +48,11 @@ def test_watched_on_a_terminal_until_ctrl_c(store: LocalRunStore) -> None:
     terminal, line = pty.openpty()
     process = subprocess.Popen([*COMMAND, "watch=true"], stdout=line, stderr=subprocess.PIPE)
     os.close(line)
-    assert "failed" in read_until(terminal, "finished")
+    read_until(terminal, "finished", "failed")
     store.set_status(OTHER, RunStatus(state="finished", step=8, max_steps=9, attempts=2))
     read_until(terminal, "8/9")
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=300)
     os.close(terminal)
     assert (process.returncode, errors) == (0, b"")
 
@@ -65,7 +66,7 @@ def test_watched_through_a_pipe_each_change_is_written_once(store: LocalRunStore
     second = read_until(process.stdout.fileno(), "\n\n")
     assert "8/9" in second and "failed" not in second
     process.send_signal(signal.SIGINT)
-    assert (process.wait(timeout=60), process.stdout.read()) == (0, b"")
+    assert (process.wait(timeout=300), process.stdout.read()) == (0, b"")
     process.communicate()
 
 

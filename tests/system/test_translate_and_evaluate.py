@@ -123,7 +123,7 @@ def test_a_reader_that_leaves_ends_the_translation_quietly(runs: Path, run_id: s
         assert process.stdout is not None and process.stderr is not None
         process.stdout.readline()
         process.stdout.close()
-        assert process.wait(timeout=100) == 0
+        assert process.wait(timeout=600) == 0
         assert process.stderr.read() == b""
 
 

@@ -47,7 +47,7 @@ def bare(tmp_path: Path) -> dict[str, str]:
 
 def nmt(environment: dict[str, str], *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "nmt.cli", *words], capture_output=True, text=True, env=environment, timeout=120
+        [sys.executable, "-m", "nmt.cli", *words], capture_output=True, text=True, env=environment, timeout=600
     )
 
 

@@ -20,10 +20,11 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """Small products only lose by a second thread, and much where other processes want the cores."""
+    """Small products only lose by a second thread, and much where other processes want the cores; draws are alike."""
     import torch
 
     before = torch.get_num_threads()
     torch.set_num_threads(1)
+    torch.manual_seed(0)  # what a test draws does not hang on those before it, which depend on who had time for them
     yield
     torch.set_num_threads(before)

@@ -47,7 +47,7 @@ class Gang:
     connects; the answer may depend on how many were before.
     """
 
-    patience = 5.0
+    patience = 60.0
     address = "127.0.0.1:1"
 
     def __init__(self) -> None:
@@ -186,7 +186,7 @@ class Run:
         return table
 
     def wait_until(self, holds: Callable[[], bool]) -> None:
-        self.coordinator._wait(holds, lambda: "the test", seconds=10.0)
+        self.coordinator._wait(holds, lambda: "the test", seconds=60.0)
 
 
 @pytest.fixture

@@ -268,7 +268,7 @@ def test_many_links_leave_no_descriptor_and_no_thread(kind: str) -> None:
                 worker.link.shutdown()
                 server.wait_closed()
     gc.collect()
-    assert resources() == before
+    assert resources() <= before
 
 
 @both_kinds
@@ -323,7 +323,7 @@ def test_a_full_queue_waits_and_gives_up(kind: str) -> None:
         with pytest.raises(LinkTimeout, match=r"waited 0\.01 s for everything to be written"):
             worker.link.flush(0.01)
         server.start(), worker.start()
-        worker.link.flush()
+        worker.link.flush(SECONDS)
         worker.link.send(Frame(1))
         server.wait_frames(4)
 
@@ -340,11 +340,12 @@ def test_a_frame_that_does_not_go_on_is_given_up(kind: str, length: int) -> None
 
 @both_kinds
 def test_silence_ends_a_link_and_signs_of_life_keep_it(kind: str) -> None:
-    options = LinkOptions(stall_seconds=SECONDS, silence_seconds=0.2)
-    with link_pair(kind, replace(options, beat_seconds=0.02), options) as (worker, server):
+    options = LinkOptions(stall_seconds=SECONDS)
+    own = replace(options, beat_seconds=0.02, silence_seconds=2.5)
+    with link_pair(kind, own, replace(options, silence_seconds=2.0)) as (worker, server):
         server.start(), worker.start()
-        reason = worker.wait_closed()  # the server sends no signs of life, the worker does
-        assert str(reason) == "link to server1: the peer has been silent for 0.2 s"
+        reason = worker.wait_closed()  # the server sends no signs of life, the worker does, and so outlives its limit
+        assert str(reason) == "link to server1: the peer has been silent for 2.5 s"
         assert isinstance(reason, LinkTimeout)
         assert isinstance(server.wait_closed(), LinkClosed)
         assert server.link.counters.received.total.messages > 3

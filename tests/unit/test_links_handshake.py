@@ -17,6 +17,7 @@ import pytest
 from link_examples import SECONDS, SERVER, TOKEN, WORKER, End, membership, resources, sockets
 
 from distributed.errors import DistributedError, HandshakeError, LinkClosed, LinkError, LinkTimeout
+from distributed.links import handshake
 from distributed.links.addresses import Addresses, machine_identity
 from distributed.links.frames import VERSION, Frame
 from distributed.links.handshake import PROTOCOL
@@ -184,8 +185,9 @@ def test_what_is_no_handshake_at_all(data: bytes) -> None:
     assert "the peer is not a process of this program" in str(stranger.end())
 
 
-def test_a_refusal_stays_until_it_is_read() -> None:
+def test_a_refusal_stays_until_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     """A socket that is closed over unread bytes is reset, and takes the refusal along."""
+    monkeypatch.setattr(handshake, "_REFUSED_SECONDS", SECONDS)
     stranger = Stranger()
     stranger.say({**HELLO, "version": VERSION + 1})
     assert "refused" in stranger.hear()
@@ -205,6 +207,7 @@ def test_whoever_hangs_up_or_says_nothing_holds_nothing_up() -> None:
 
 def test_bytes_that_drip_do_not_stretch_the_deadline() -> None:
     slow = Stranger(seconds=0.1)
+    slow.socket.sendall(struct.pack("<I", 4000))  # which would take them eighty seconds
     stop = threading.Event()
 
     def drip() -> None:
@@ -216,8 +219,8 @@ def test_bytes_that_drip_do_not_stretch_the_deadline() -> None:
 
     thread = threading.Thread(target=drip)
     thread.start()
-    slow._thread.join(1.0)
-    assert slow._found and not slow._thread.is_alive()
+    slow._thread.join(SECONDS)
+    assert isinstance(slow._found[0], LinkTimeout)
     stop.set()
     thread.join()
     slow.end()
@@ -360,6 +363,13 @@ class Hall:
             link.close()
 
 
+def wait_for_handshakes() -> None:
+    """Until the threads of listeners that made them have ended."""
+    for thread in threading.enumerate():
+        if thread.name == "link-handshake":
+            thread.join(SECONDS)
+
+
 def test_the_kind_of_link_is_found_or_asked_for() -> None:
     with Hall() as hall:
         for kind, expected in (("auto", ShmLink), ("shm", ShmLink), ("tcp", TcpLink)):
@@ -412,6 +422,7 @@ def test_what_nobody_listens_to_is_told(caplog: pytest.LogCaptureFixture) -> Non
         with pytest.raises(HandshakeError):
             connect(listener.addresses, membership(WORKER))
         listener.close()
+        wait_for_handshakes()  # the listener's side says why when the other has hung up
     assert caplog.messages == ["a link was refused: server1: the client does not hold this run's token"]
     for kind in ("tcp", "shm"):
         with pytest.raises(LinkClosed, match="cannot connect: Connection refused"):
@@ -429,20 +440,20 @@ def test_a_link_that_its_owner_cannot_take_is_closed(monkeypatch: pytest.MonkeyP
     worker = End(connect(listener.addresses, membership(WORKER))).start()
     assert isinstance(worker.wait_closed(), LinkClosed)
     listener.close()
-    for thread in threading.enumerate():
-        if thread.name == "link-handshake":
-            thread.join(SECONDS)
+    wait_for_handshakes()
     assert told == [KeyError]
 
 
 def test_patience_waits_for_a_listener() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
     halls: list[Hall] = []
-    timer = threading.Timer(0.1, lambda: halls.append(Hall(port=port)))
-    timer.start()
-    link = connect(Addresses("127.0.0.1", port), membership(WORKER), patience=SECONDS)
-    timer.join()
+    with socket.socket() as kept:  # bound, so that nobody else is given the port meanwhile; a listener may have it too
+        kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        kept.bind(("127.0.0.1", 0))
+        port = kept.getsockname()[1]
+        timer = threading.Timer(0.1, lambda: halls.append(Hall(port=port)))
+        timer.start()
+        link = connect(Addresses("127.0.0.1", port), membership(WORKER), patience=SECONDS)
+        timer.join()
     assert link.peer == SERVER
     link.close(0.0)
     halls[0].__exit__()
@@ -458,10 +469,8 @@ def test_a_closed_listener_leaves_nothing() -> None:
     hall.listener.close()
     hall.wait(hall.refused)
     silent.close()
-    for thread in threading.enumerate():
-        if thread.name == "link-handshake":
-            thread.join(SECONDS)
-    assert resources() == before
+    wait_for_handshakes()
+    assert resources() <= before
 
 
 def test_addresses_that_cannot_be_used() -> None:

@@ -9,6 +9,7 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
@@ -123,15 +124,19 @@ def test_memory_outlives_arena_and_link_while_somebody_has_it() -> None:
     assert as_tensor(view, torch.float32).tolist() == [5.0] * 10
 
 
-def shared_kibibytes() -> int:
-    """Resident shared memory of this process."""
-    with open("/proc/self/status") as status:  # noqa: PTH123
-        return next(int(line.split()[1]) for line in status if line.startswith("RssShmem"))
+def mapped_bytes() -> int:
+    """Shared memory of arenas in the address space of this process; how much of it is resident the kernel estimates."""
+    found = 0
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        if "/memfd:seq2seq-studies" in line:
+            start, stop = line.split()[0].split("-")
+            found += int(stop, 16) - int(start, 16)
+    return found
 
 
 def test_arenas_and_links_leave_nothing() -> None:
     gc.collect()
-    before, memory = resources(), shared_kibibytes()
+    before, memory = resources(), mapped_bytes()
     for _ in range(5):
         with arena() as made, link_pair("shm", sharing(made)) as (worker, server):
             server.start(), worker.start()
@@ -139,11 +144,11 @@ def test_arenas_and_links_leave_nothing() -> None:
             for tensor in tensors:
                 worker.link.send(Frame(1), tensor)
             server.wait_frames(3)
-            assert shared_kibibytes() >= memory + 3 * 1024
+            assert mapped_bytes() >= memory + 2 * 3 * 2**20  # at both ends
         del tensors, tensor, worker, server
         gc.collect()
-    assert resources() == before
-    assert shared_kibibytes() == memory
+    assert resources() <= before
+    assert mapped_bytes() <= memory
 
 
 # What a broken peer could send
@@ -194,7 +199,7 @@ def test_memory_that_could_shrink_under_the_reader_is_refused(make: object) -> N
         assert isinstance(reason, FrameError)
         assert "length may change" in str(reason) or "no shared memory" in str(reason)
     os.close(descriptor)
-    assert resources() == before
+    assert resources() <= before
 
 
 def test_descriptors_that_nobody_announced_are_closed_again() -> None:
@@ -208,4 +213,4 @@ def test_descriptors_that_nobody_announced_are_closed_again() -> None:
         assert "no room for" in str(end.wait_closed()) or "with some" in str(end.reasons[0])
     for descriptor in descriptors:
         os.close(descriptor)
-    assert resources() == before
+    assert resources() <= before

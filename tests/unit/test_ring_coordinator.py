@@ -31,7 +31,7 @@ OPTIONS: dict[str, Any] = {
 class Players:
     """Control plane, launcher, and all members, who answer at once what they are told."""
 
-    patience, address = 5.0, "127.0.0.1:1"
+    patience, address = 60.0, "127.0.0.1:1"
 
     def __init__(self) -> None:
         self.inbox: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()
@@ -144,7 +144,7 @@ def begin(coordinator: RingCoordinator) -> None:
 
 
 def until(coordinator: RingCoordinator, holds: Callable[[], bool]) -> None:
-    coordinator._wait(holds, lambda: "the test", seconds=10.0)
+    coordinator._wait(holds, lambda: "the test", seconds=60.0)
 
 
 def applied(number: int, step: int, finite: bool = True) -> dict[str, Any]:

@@ -20,10 +20,10 @@ from distributed.ring.messages import Kind, Ring
 from distributed.ring.neighbours import Neighbours
 
 OPTIONS: dict[str, Any] = {
-    "link": "auto", "bind": "auto", "faults": [], "heartbeat_seconds": 5.0, "deadline_seconds": 5.0, "checksum": "auto",
-    "tls_certificate": "", "tls_key": "",
+    "link": "auto", "bind": "auto", "faults": [], "heartbeat_seconds": 5.0, "deadline_seconds": 60.0,
+    "checksum": "auto", "tls_certificate": "", "tls_key": "",
 }  # fmt: skip
-SECONDS = 10.0
+SECONDS = 60.0
 TOKEN = Token.generate()
 
 

@@ -122,13 +122,14 @@ def test_a_busy_thread_that_gets_no_core_is_found_out() -> None:
     assert totals(busy=4.0, cpu=3.0).oversubscribed and not totals(busy=4.0, cpu=3.3).oversubscribed
     later = totals(busy=5.0, cpu=3.9) - totals(busy=4.0, cpu=3.0)
     assert not later.oversubscribed and later.wall == 0.0
+    began = time.thread_time()
     line = Timeline("worker 0")
     with line.main.busy:
         end = time.thread_time() + 0.02
         while time.thread_time() < end:
             pass
     found = line.totals()
-    assert 0.02 <= found.cpu < 0.05 and found.seconds["busy"] >= 0.02
+    assert 0.02 <= found.cpu <= time.thread_time() - began and found.seconds["busy"] >= 0.02
 
 
 def test_what_is_written_reads_back_and_has_a_bound(clock: SimpleNamespace) -> None:

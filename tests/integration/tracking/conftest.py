@@ -218,7 +218,7 @@ def postgres() -> Iterator[Server]:
         server.execute("CREATE DATABASE empty")
         open_client(server.uri("empty"))
         server.execute(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'empty'"
+            "SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity WHERE datname = 'empty'"
         )  # a template may have no visitors
         yield server
 
@@ -290,10 +290,14 @@ def served(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Itera
     runs.tracker(*groups, experiment="shown@local").close()
     open_client(default_uri(root)).create_registered_model("shown@local", description="The best of them.")
     command = [sys.executable, "-m", "nmt.cli", "ui", "port=0", f"runs={root}"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as ui:
+    with (
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as ui,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "120")  # seconds: the server may wait for a core before it answers
         try:
             yield Served(runs, ui)
             os.kill(ui.pid, signal.SIGINT)
-            assert ui.wait(timeout=30) == 0
+            assert ui.wait(timeout=120) == 0
         finally:
             ui.kill()

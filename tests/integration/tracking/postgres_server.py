@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 USER, PASSWORD = "ann", "pa/ss:word"
+PATIENCE = ("-t", "300")  # seconds for a start or a stop, on a loaded machine
 SETTINGS = {  # nothing of it needs to survive
     "fsync": "off",
     "synchronous_commit": "off",
@@ -82,15 +83,16 @@ def serving(programs: Path) -> Iterator[Server]:
 
         call("initdb", "-D", str(data), "-U", USER, "-A", "scram-sha-256", f"--pwfile={secret}", "--no-sync",
              "--locale=C", "-E", "UTF8")  # fmt: skip
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
         options = " ".join(f"-c {name}={value or repr(value)}" for name, value in SETTINGS.items())
-        # Its output goes to a file: a pipe that the server inherits would never be at its end.
-        call("pg_ctl", "-D", str(data), "-l", str(log), "-w", "-o", f"-p {port} {options}", "start")
+        with socket.socket() as taken:  # so nobody else is given the port; Linux lets the server have it too
+            taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            taken.bind(("127.0.0.1", 0))
+            port = taken.getsockname()[1]
+            # Its output goes to a file: a pipe that the server inherits would never be at its end.
+            call("pg_ctl", "-D", str(data), "-l", str(log), "-w", *PATIENCE, "-o", f"-p {port} {options}", "start")
         try:
             yield Server(port)
         finally:
-            call("pg_ctl", "-D", str(data), "-m", "immediate", "-w", "stop")
+            call("pg_ctl", "-D", str(data), "-m", "immediate", "-w", *PATIENCE, "stop")
     finally:
         shutil.rmtree(folder)

@@ -144,7 +144,7 @@ def test_a_full_disk_costs_one_line_and_the_next_sync_brings_the_rest(runs, view
     name = runs.whole(config, 30.0, steps=9000)
     command = [sys.executable, "-c", FULL_DISK, str(runs.root), name]
     done = subprocess.run(
-        command, capture_output=True, text=True, timeout=120, env=os.environ | {"OMP_NUM_THREADS": "1"}
+        command, capture_output=True, text=True, timeout=600, env=os.environ | {"OMP_NUM_THREADS": "1"}
     )
     assert (done.returncode, done.stdout) == (0, "went on\n")
     (line,) = done.stderr.splitlines()

@@ -163,7 +163,7 @@ def test_tables_of_another_mlflow(runs, postgres, postgres_uri) -> None:
     version = "fedcba987654"
     postgres.execute(f"UPDATE alembic_version SET version_num = '{version}'", postgres_uri.rpartition("/")[2])
     command = [sys.executable, "-m", "nmt.cli", "sync", f"runs={runs.root}", f"uri={postgres_uri}"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)  # MLflow looks once a process
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)  # MLflow looks once a process
     assert done.returncode == 2 and "of a newer MLflow" in done.stderr and version in done.stderr
     assert len(done.stderr.splitlines()) == 1 and "ss%3A" not in done.stderr
     told = "Detected out-of-date database schema (found version 451aebb31d03, but expected fedcba987654)."
@@ -174,13 +174,14 @@ def test_tables_of_another_mlflow(runs, postgres, postgres_uri) -> None:
 def test_one_process_at_a_time_creates_the_tables(postgres, monkeypatch) -> None:
     import psycopg
 
-    monkeypatch.setattr(database_server, "LOCK_SECONDS", 1)
     postgres.execute("CREATE DATABASE fresh")
     uri = postgres.uri("fresh")
     with psycopg.connect(uri, autocommit=True) as other:  # on another machine, say
         other.execute("SELECT pg_advisory_lock(%s)", [database_server.TABLES_LOCK])
-        with pytest.raises(Exception, match="lock timeout") as caught:
-            open_client(uri)
+        with monkeypatch.context() as patch:
+            patch.setattr(database_server, "LOCK_SECONDS", 1)
+            with pytest.raises(Exception, match="lock timeout") as caught:
+                open_client(uri)
     assert "creating its tables" in str(store_error(caught.value, uri).hint)
     assert [one.name for one in open_client(uri).search_experiments()] == ["Default"]
 

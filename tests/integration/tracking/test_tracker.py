@@ -322,7 +322,7 @@ def test_processes_that_start_together_on_an_empty_store(runs, view) -> None:
         subprocess.Popen([sys.executable, "-c", code, str(runs.root), name], stderr=subprocess.PIPE, text=True)
         for name in names
     ]
-    lines = [process.communicate(timeout=120)[1] for process in processes]
+    lines = [process.communicate(timeout=600)[1] for process in processes]
     assert [process.returncode for process in processes] == [0] * 3
     assert all("Traceback" not in text and "training goes on" not in text for text in lines), lines
     seen = view(f"train@{runs.config('one').scale.name}")

@@ -13,13 +13,15 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from leftovers import wait_for_ends
 
 from nmt.errors import UserError
 from sweeps.tracking import sync
-from sweeps.tracking.ui import links, main
+from sweeps.tracking.ui import HOST, _kept_free, free_port, links, main
 
 CODE = "import sys; from sweeps.tracking.ui import main; sys.exit(main(sys.argv[1:]))"
 
@@ -28,23 +30,26 @@ def ask(url: str, body: dict | None = None, headers: dict | None = None) -> tupl
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, data=data, headers={"Content-Type": "application/json", **(headers or {})})
     try:
-        with urllib.request.urlopen(request, timeout=30) as answer:
+        with urllib.request.urlopen(request, timeout=120) as answer:
             return answer.status, answer.read()
     except urllib.error.HTTPError as error:
         return error.code, error.read()
 
 
-def members(group: int) -> list[str]:
-    """Command lines of the living processes of a process group."""
-    found = []
+def processes() -> Iterator[tuple[int, int, int]]:
+    """The living processes of this machine: each with its parent and its process group."""
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
-            fields = path.read_text().rpartition(")")[2].split()
-            if int(fields[2]) == group and fields[0] != "Z":
-                found.append((path.parent / "cmdline").read_text().replace("\0", " "))
-        except OSError:
+            state, parent, group, *_ = path.read_text(errors="replace").rpartition(")")[2].split()
+        except (OSError, ValueError):  # it has ended meanwhile
             continue
-    return found
+        if state != "Z":
+            yield int(path.parent.name), int(parent), int(group)
+
+
+def members(group: int) -> list[int]:
+    """The living processes of a process group."""
+    return [process for process, _, own in processes() if own == group]
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc to look for processes left behind")
@@ -79,17 +84,14 @@ def test_the_server_from_start_to_stop(runs, view) -> None:
             assert ask(f"{address}/ajax-api/2.0/mlflow/experiments/search", {}, {"Host": "evil.example"})[0] == 403
             assert ask(f"{address}/api/2.0/mlflow/runs/create", {}, {"Origin": "http://evil.example"})[0] == 403
 
-            (server,) = {
-                int(fields[2])
-                for path in Path("/proc").glob("[0-9]*/stat")
-                if (fields := path.read_text().rpartition(")")[2].split()) and int(fields[1]) == ui.pid
-            }
+            (server,) = {group for _, parent, group in processes() if parent == ui.pid}
             assert len(members(server)) >= 2
             os.kill(ui.pid, signal.SIGINT)
-            assert ui.wait(timeout=30) == 0
+            assert ui.wait(timeout=120) == 0
             assert "Traceback" not in ui.stderr.read()
         finally:
             ui.kill()
+    wait_for_ends(set(members(server)))
     assert members(server) == []
     with socket.socket() as probe:
         assert probe.connect_ex(("127.0.0.1", int(address.rpartition(":")[2]))) != 0
@@ -105,6 +107,17 @@ def test_a_port_that_is_taken(runs) -> None:
     assert caught.value.where == "port" and str(port) in str(caught.value)
     free = int(re.search(r"port=(\d+) is free", str(caught.value.hint))[1])
     assert port < free < port + 100
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere two sockets cannot have a port")
+def test_a_port_is_kept_for_the_server_while_it_comes_up() -> None:
+    port = free_port(0)
+    with _kept_free(port):
+        with socket.socket() as another, pytest.raises(OSError, match="in use"):
+            another.bind((HOST, port))
+        server = socket.create_server((HOST, port))  # sets SO_REUSEADDR, as servers do
+    with server, socket.create_connection((HOST, port)):
+        pass
 
 
 def test_nothing_to_show(runs, tmp_path: Path) -> None:
@@ -155,6 +168,6 @@ def test_help_and_mistakes_load_nothing_heavy(verb: str) -> None:
         "except SystemExit: pass\n"
         "print(sorted({'mlflow', 'torch', 'pandas', 'ray', 'hydra'} & set(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, text=True, timeout=300)
     assert done.stdout.startswith(f"Usage: nmt {verb}")
     assert done.stdout.splitlines()[-1] == "[]"
