@@ -74,7 +74,8 @@ class TranslationRing(StageRing):
 
     def _do(self, node: RingTmpNode, task: Task) -> None:
         if task.work is Work.APPLY:
-            self.applied.setdefault(task.step, {})[node.number] = node.apply(task)
+            decision, _ = node.apply(task)
+            self.applied.setdefault(task.step, {})[node.number] = decision
             return
         assert task.range is not None
         key = (task.range.index, task.step, task.slot)
