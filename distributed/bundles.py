@@ -26,18 +26,23 @@ def one_process(distribution: Mapping[str, Any], process: Mapping[str, float]) -
 
 def ddp(distribution: Mapping[str, Any], process: Mapping[str, float]) -> list[Bundle]:
     """The process that trains, and the workers."""
-    return [_coordinator(distribution, process), *_workers(distribution, process)]
+    return [_coordinator(distribution, process), *_workers(distribution, process, distribution["workers"])]
 
 
 def ring_allreduce(distribution: Mapping[str, Any], process: Mapping[str, float]) -> list[Bundle]:
     """The process that trains, and the nodes of the ring."""
-    return [_coordinator(distribution, process), *_workers(distribution, process)]
+    return [_coordinator(distribution, process), *_workers(distribution, process, distribution["workers"])]
 
 
 def parameter_server(distribution: Mapping[str, Any], process: Mapping[str, float]) -> list[Bundle]:
     """The process that trains, the workers, and the servers, which add and apply on one core each."""
     servers = [_bundle(distribution, "server", {CPU: 1.0}) for _ in range(distribution["servers"])]
-    return [_coordinator(distribution, process), *_workers(distribution, process), *servers]
+    return [_coordinator(distribution, process), *_workers(distribution, process, distribution["workers"]), *servers]
+
+
+def ring_tmp(distribution: Mapping[str, Any], process: Mapping[str, float]) -> list[Bundle]:
+    """The process that trains, and the nodes of the ring."""
+    return [_coordinator(distribution, process), *_workers(distribution, process, distribution["nodes"])]
 
 
 def _coordinator(distribution: Mapping[str, Any], process: Mapping[str, float]) -> Bundle:
@@ -45,8 +50,8 @@ def _coordinator(distribution: Mapping[str, Any], process: Mapping[str, float]) 
     return _bundle(distribution, "coordinator", dict(process) | {CPU: 1.0})
 
 
-def _workers(distribution: Mapping[str, Any], process: Mapping[str, float]) -> list[Bundle]:
-    return [_bundle(distribution, "worker", process) for _ in range(distribution["workers"])]
+def _workers(distribution: Mapping[str, Any], process: Mapping[str, float], count: int) -> list[Bundle]:
+    return [_bundle(distribution, "worker", process) for _ in range(count)]
 
 
 def _bundle(distribution: Mapping[str, Any], role: str, usual: Mapping[str, float]) -> Bundle:

@@ -19,6 +19,8 @@ Section = Mapping[str, Any]
 # Keys that only some strategies or modes know, with the values that ask for nothing.
 NEUTRAL: Section = {
     "mode": "bsp",
+    "schedule": "flush",
+    "nodes": 1,
     "staleness": 0,
     "workers": 1,
     "servers": 1,
@@ -35,6 +37,8 @@ NEUTRAL: Section = {
     "watchdog_seconds": 600.0,
     "faults": [],
 }
+# Keys that only strategies know which send whole gradients, with the values that a configuration has without them.
+OF_GRADIENTS: Section = {"engine": "gloo", "bucket_mib": 25, "staging": "auto"}
 
 
 def single(distribution: Section, batch: Section) -> None:
@@ -81,8 +85,38 @@ def ring_allreduce(distribution: Section, batch: Section) -> None:
     _faults(distribution, {"worker": distribution["workers"]})
 
 
+def ring_tmp(distribution: Section, batch: Section) -> None:
+    """Nodes have stages of the model: nothing of workers that have all of it, nor of servers, means anything."""
+    own = ("mode", "schedule", "nodes", "shadows", "watchdog_seconds", "faults")
+    _refuse(
+        distribution,
+        [name for name in (*NEUTRAL, *OF_GRADIENTS) if name not in own],
+        "'ring_tmp' has distribution.nodes, each with some of the model's stages",
+        "distribution=parameter_server",
+    )
+    if distribution["mode"] != "stage":
+        raise DistributedError(
+            f"'ring_tmp' has no mode {distribution['mode']}",
+            where="distribution.mode",
+            allowed=["stage"],
+            hint="distribution.mode=stage",
+        )
+    _no_pushes(batch, "'ring_tmp' pushes nothing", "batch.per=step, or distribution=parameter_server")
+    _deadlines(distribution)
+    _tls(distribution)
+    _faults(distribution, {"worker": distribution["nodes"]})
+
+
 def parameter_server(distribution: Section, batch: Section) -> None:
     """See conf/distribution/parameter_server.yaml."""
+    _refuse(distribution, ("nodes",), "'parameter_server' has workers and servers", "distribution=ring_tmp")
+    if distribution["mode"] == "stage":
+        raise DistributedError(
+            "a parameter server's workers have the whole model",
+            where="distribution.mode",
+            allowed=["bsp", "ssp", "asp"],
+            hint="distribution.mode=bsp, or distribution=ring_tmp",
+        )
     (_synchronous if distribution["mode"] == "bsp" else _asynchronous)(distribution, batch)
     if batch["per"] == "step":
         _enough_groups(distribution, batch)
@@ -220,8 +254,9 @@ def _no_pushes(batch: Section, what: str, hint: str) -> None:
 
 def _refuse(distribution: Section, names: Sequence[str] | Section, what: str, elsewhere: str) -> None:
     for name in names:
-        if distribution[name] != NEUTRAL[name]:
-            neutral = str(NEUTRAL[name]).lower()
+        value = NEUTRAL[name] if name in NEUTRAL else OF_GRADIENTS[name]
+        if distribution[name] != value:
+            neutral = str(value).lower()
             raise DistributedError(
                 what,
                 where=f"distribution.{name}",

@@ -29,6 +29,11 @@ def ring_allreduce(distribution: Section, batch: Section) -> dict[str, Any]:
     return _named(distribution, "workers", "engine", "bucket_mib")
 
 
+def ring_tmp(distribution: Section, batch: Section) -> dict[str, Any]:
+    """Nothing: every step is the canonical one, wherever the model is cut (`distributed.ring_tmp.executor`)."""
+    return {}
+
+
 def parameter_server(distribution: Section, batch: Section) -> dict[str, Any]:
     """Nothing where every step is the canonical one: all groups of all workers, unrounded, added by the fixed tree.
 

@@ -40,7 +40,11 @@ class Launcher(Protocol):
 
 def process_counts(options: Mapping[str, Any]) -> dict[str, int]:
     """How many processes of each role a run begins with, beside its coordinator."""
-    return {"worker": options["workers"], "server": options["servers"] if options["name"] == "parameter_server" else 0}
+    name = options["name"]
+    return {
+        "worker": options["nodes" if name == "ring_tmp" else "workers"],
+        "server": options["servers"] if name == "parameter_server" else 0,
+    }
 
 
 def who_starts(options: Mapping[str, Any]) -> str:

@@ -32,7 +32,9 @@ log = logging.getLogger(__name__)
 class AnyMembership(Protocol):
     """Who belongs to a run, and how it goes on when that changes, as far as all strategies have that in common."""
 
-    open_step: int
+    @property
+    def open_step(self) -> int:
+        """The first step that is not done."""
 
     @property
     def epoch(self) -> int:

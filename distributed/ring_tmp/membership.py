@@ -131,6 +131,11 @@ class RingMembership:
         self._is_over = False
 
     @property
+    def promised(self) -> int:
+        """The highest epoch that this node has heard of."""
+        return self._promised
+
+    @property
     def at_work(self) -> bool:
         """Whether no change is under way, as far as this node knows."""
         return self._walk is None and not self._is_over

@@ -25,6 +25,12 @@ class Kind(IntEnum):
     """Who lives, collected from node to node: plain data [; successor]."""
     VERDICT = 55
     """How the ring goes on: plain data [; successor]."""
+    HELLO = 56
+    """A node wants the one at the other end as its successor, see `membership.Hello`: plain data, first on a link."""
+    ANSWER = 57
+    """What that one says to it, see `membership.Answer`: plain data."""
+    TAKE = 58
+    """From the coordinator, before states: the placement that they are for: plain data."""
 
 
 class Message(NamedTuple):

@@ -8,7 +8,7 @@ The process around it receives, computes and sends. Between two tasks, and nowhe
     if task is None:
         node.mailbox.wait()
     elif task.work is Work.APPLY:
-        applied = node.apply(task)          # tell whoever wants to know of steps
+        decision = node.apply(task)         # tell whoever wants to know of steps
     elif task.work is Work.FORWARD:
         outputs = …(node.take(task), node.states[stage].of_version(task.version) for the range's stages)
         node.forwarded(task, outputs)       # None behind the last range
@@ -63,6 +63,7 @@ class RingTmpNode:
     states: of the stages that this node owns, and of those whose second copy it has, after the same step.
     placement: that of the first epoch; `placement.newcomer` for a node that is still to be admitted.
     allocate: gives zeros that links can send from.
+    mailbox: where threads that receive put what comes, of this node and of others before it in its process.
     """
 
     def __init__(
@@ -73,11 +74,12 @@ class RingTmpNode:
         states: Mapping[int, PartState],
         placement: Placement,
         allocate: Callable[[int], torch.Tensor] = torch.zeros,
+        mailbox: Mailbox | None = None,
     ):
         self.number, self.setup = number, setup
         self.states = dict(states)
         """By stage, what this node has of the model, whole."""
-        self.mailbox = Mailbox()
+        self.mailbox = Mailbox() if mailbox is None else mailbox
         self.decision: Decision | None = None
         """Of the newest step that is applied; None where it was loaded."""
         self.lost_sentence = ""
@@ -114,7 +116,7 @@ class RingTmpNode:
 
     def lost(self, verdict: Verdict, old: Placement) -> None:
         """See `membership.Node`: nothing is done before `reload`."""
-        self.lost_sentence = verdict.sentence([part.name for part in self.setup.parts], old)
+        self.lost_sentence = verdict.sentence([part.name for part in self.setup.parts], old, shadows=self.setup.shadows)
         self.lost_placement = verdict.placement
         self.states, self.applied, self._is_new = {}, -1, False
 
@@ -216,13 +218,13 @@ class RingTmpNode:
                 self._outbox.to_successor(self._message(Kind.GRADIENT, task.step, (stage, 0), gradient))
         self._advance()
 
-    def apply(self, task: Task, probe: bool = False) -> tuple[Decision, Mapping[str, float]]:
-        """Apply a step that all agree on; returns its numbers and, with `probe`, norms of changes by parameter."""
+    def apply(self, task: Task) -> Decision:
+        """Apply a step that all agree on; returns its numbers."""
         decision = self._barrier.decision(task.step)
         assert decision is not None
-        changes = self._apply(decision, probe)
+        self._apply(decision)
         self._advance()
-        return decision, changes
+        return decision
 
     # ------------------------------------------------------------------------------------------------- messages
 
@@ -309,16 +311,16 @@ class RingTmpNode:
             opened.has_spoken = True
             self._barrier.speak(step, opened.gradients, opened.facts)
 
-    def _apply(self, decision: Decision, probe: bool = False) -> dict[str, float]:
+    def _apply(self, decision: Decision) -> None:
         """Step all that this node holds, from gradients that are all here."""
         step = decision.step
         opened = self._open.pop(step)
-        rate = self.setup.rate(step)
-        changes: dict[str, float] = {}
-        for stage, gradient in opened.gradients.items():
-            changes |= self.states[stage].apply(gradient, decision, rate, probe)
-        for stage, gradient in opened.copies.items():
-            self.states[stage].apply(gradient, decision, rate)
+        rate, is_probed = self.setup.rate(step), self.setup.probed(step)
+        for stage, gradient in (*opened.gradients.items(), *opened.copies.items()):
+            change = self.states[stage].apply(gradient, decision, rate, is_probed)
+            if change is not None:
+                self.setup.look(stage, gradient, change)
+        for gradient in opened.copies.values():
             self._gradients.release(gradient)
         for stage in [one for one in self.states if self.states[one].step < step]:
             del self.states[stage]  # kept until now for the case that its new holders were lost before they had it
@@ -335,4 +337,3 @@ class RingTmpNode:
         self.applied, self.decision = step, decision
         self.executor.applied, self.executor.through = step, self._through
         self._barrier.forget(step)
-        return changes

@@ -77,7 +77,7 @@ def partition(
             f"{len(nodes)} nodes, and only {len(chain.units)} stages that can be cut apart"
             + (f" ({held})" if held else ""),
             where="distribution.nodes",
-            hint=f"at most {len(chain.units)} nodes, or distribution.rings for more",
+            hint=f"distribution.nodes={len(chain.units)}",
         )
     best = _Search(chain).best()
     if best is None:

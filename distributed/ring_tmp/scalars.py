@@ -165,13 +165,11 @@ class StepFacts:
     losses: sums of token losses, by slot.
     source_tokens: of those slots.
     inner: fp64 square sums of gradients inside the model, by name, of a probed step (`Slot.inner_square_sums`).
-    gradients: see `Probe`; of the parameters of a probed step that lie here whole.
     """
 
     losses: Sequence[float] = ()
     source_tokens: int = 0
     inner: Mapping[str, Sequence[float]] = field(default_factory=dict)
-    gradients: Mapping[str, float] = field(default_factory=dict)
 
     def __add__(self, other: StepFacts) -> StepFacts:
         """What both know."""
@@ -182,7 +180,6 @@ class StepFacts:
             [*self.losses, *other.losses],
             self.source_tokens + other.source_tokens,
             inner,
-            {**self.gradients, **other.gradients},
         )
 
 
@@ -201,7 +198,6 @@ class Decision:
     target_tokens: int
     source_tokens: int
     inner: Mapping[str, float] = field(default_factory=dict)
-    gradients: Mapping[str, float] = field(default_factory=dict)
     clips: Mapping[str, float] = field(default_factory=dict)
 
     @property
@@ -232,5 +228,4 @@ def decide(step: int, tokens: int, gradient_norm: float, facts: Sequence[StepFac
         target_tokens=tokens,
         source_tokens=known.source_tokens,
         inner={name: norm(sums) for name, sums in known.inner.items()},
-        gradients=known.gradients,
     )

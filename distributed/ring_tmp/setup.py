@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
+
 from distributed.optimizers import build_optimizer
 from distributed.ring_tmp.parts import Part
 from distributed.ring_tmp.shadow import PartState
@@ -20,6 +22,9 @@ class Setup:
     rate: the learning rate of a step, the trainer's factor included.
     lag: see `executor.LAGS`.
     shadows: whether each stage has a second copy at the next node.
+    look: where a step is probed, called with a stage that is stepped, its gradient and what the step took from its
+        parameters, both [elements]; a stage and its second copy are stepped by two nodes.
+    probed: whether a step is.
     """
 
     parts: Sequence[Part]
@@ -29,6 +34,8 @@ class Setup:
     rate: Callable[[int], float]
     lag: int = 0
     shadows: bool = True
+    probed: Callable[[int], bool] = lambda step: False
+    look: Callable[[int, torch.Tensor, torch.Tensor], None] = lambda stage, gradient, change: None
 
     def new_state(self, stage: int, step: int = 0) -> PartState:
         """An empty state of a stage, after `step`."""

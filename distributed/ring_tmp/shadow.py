@@ -88,10 +88,10 @@ class PartState:
 
     def apply(
         self, gradient: torch.Tensor, decision: Decision, rate: float, probe: bool = False
-    ) -> Mapping[str, float]:
+    ) -> torch.Tensor | None:
         """Step it by a gradient [elements], which is not changed; the step is the decision's, as an update or as none.
 
-        Returns, with `probe`, the 2-norm of the change of each parameter that lies here whole.
+        Returns, with `probe`, what the step has taken from the parameters [elements].
         """
         before, values = self.values, self.of_version(decision.step)
         kept = before.clone() if probe else None
@@ -111,17 +111,7 @@ class PartState:
                     self._optimizer.apply(some, scratch, state, self.updates, rate)
                     start += len(part)
         self.step = decision.step
-        if kept is None:
-            return {}
-        return self.norms(kept.sub_(values))
-
-    def norms(self, buffer: torch.Tensor) -> dict[str, float]:
-        """The 2-norm of each parameter's place in a buffer, as `distributed.arithmetic.parameter_norms` makes it."""
-        return {name: self._norm(buffer, name) for name in self.part.views}
-
-    def _norm(self, buffer: torch.Tensor, name: str) -> float:
-        start = self.part.views[name][0]
-        return norm(square_sums(buffer, start, start + self.part.view(buffer, name).numel()))
+        return None if kept is None else kept.sub_(values)
 
     def _factors(self, gradient: torch.Tensor, decision: Decision) -> list[tuple[int, int, float]]:
         """For parameters that are clipped by themselves: where they are, and what their gradient is multiplied by."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,6 +64,7 @@ def time_stages(
     stages: Sequence[Stage],
     slots: Sequence[Any],
     clock: Callable[[], float] = time.thread_time,
+    memory: bool = True,
 ) -> list[StageTimes]:
     """Run slots through the stages, each alone as on a node of its own, and tell what each took.
 
@@ -72,6 +74,7 @@ def time_stages(
     slots: what `workload.slot` gave, with target tokens.
     clock: by default this thread's CPU time, which others on the machine do not stretch; with several threads take
         `time.perf_counter`.
+    memory: whether to find out `kept_bytes`, for which torch loads its compiler; else they are 0.
     """
     if not slots:
         raise ValueError("no slots to time")
@@ -82,7 +85,7 @@ def time_stages(
         parameter.grad = torch.zeros_like(parameter)
     try:
         for slot in slots:
-            _pass(workload, calls, slot, found, None)
+            _pass(workload, calls, slot, found, None, memory)
         for _ in range(ROUNDS):
             for slot in slots:
                 _pass(workload, calls, slot, found, clock)
@@ -122,6 +125,7 @@ def _pass(
     slot: Any,
     found: Sequence[_Figures],
     clock: Callable[[], float] | None,
+    memory: bool = False,
 ) -> None:
     """A slot there and back; without a clock sizes are noted instead of times."""
     now = clock or float
@@ -129,9 +133,9 @@ def _pass(
     waiting: list[StageCall] = []
     for call, figures in zip(calls, found, strict=True):
         if clock is None:
-            with _Kept() as kept, workload.autocast():
+            with _Kept() if memory else nullcontext() as kept, workload.autocast():
                 waiting.append(call.forward(slot, carried, slot.target_tokens))
-            figures.kept += kept.alive
+            figures.kept += kept.alive if kept is not None else 0
             carried = waiting[-1].handed_on
             _add_sizes(figures.handed_on, carried)
             continue

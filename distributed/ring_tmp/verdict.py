@@ -95,16 +95,19 @@ class Verdict:
     streams: tuple[Stream, ...]
     lost: tuple[int, ...]
 
-    def sentence(self, stages: Sequence[str], old: Placement) -> str:
+    def sentence(self, stages: Sequence[str], old: Placement, *, shadows: bool = True) -> str:
         """What is lost, for a person; `stages` are their names, `old` is the placement before."""
         owners = sorted({old.owners[stage] for stage in self.lost})
         if len(self.lost) == len(stages):
             return "a node was lost while others loaded their checkpoints: all load them again"
         names = ", ".join(stages[stage] for stage in self.lost)
-        return (
-            f"nobody has the state of {names} any more: it was on node {', '.join(map(str, owners))} and on the next, "
-            "and both are gone; back to the checkpoints"
+        places = f"it was on node {', '.join(map(str, owners))}"
+        gone = (
+            "and on the next, and both are gone"
+            if shadows
+            else "alone, which is gone, and without shadows there is no copy"
         )
+        return f"nobody has the state of {names} any more: {places} {gone}; back to the checkpoints"
 
 
 def verdict_of(epoch: int, statuses: Sequence[Status], *, shadows: bool = True) -> Verdict:

@@ -345,8 +345,10 @@ class DistributionConfig:
 
     name: str = key("single", neutral="single", registry="strategy")
     stands_for: str = key("", neutral="")
-    mode: str = key("bsp", neutral="bsp", choices=("bsp", "ssp", "asp"))
+    mode: str = key("bsp", neutral="bsp", choices=("bsp", "ssp", "asp", "stage"))
+    schedule: str = key("flush", neutral="flush", choices=("flush",))
     staleness: int = key(0, neutral=0, minimum=0)
+    nodes: int = key(1, neutral=1, minimum=1)
     workers: int = key(1, neutral=1, minimum=1)
     servers: int = key(1, neutral=1, minimum=1)
     apply_every: int = key(1, neutral=1, minimum=1)

@@ -87,7 +87,7 @@ def draw_timelines(store: RunStore, run_id: str, *, steps: int = 0, out: str = "
         raise UserError(
             f"{run_id} has no timelines",
             where="run",
-            hint="runs of several processes write them down: distribution=parameter_server, ring_allreduce, ddp",
+            hint="runs of several processes write them: distribution=parameter_server, ring_allreduce, ring_tmp, ddp",
         )
     shown = lay(cut(lay(recorded), steps))
     found = numbers(recorded)[-steps:]

@@ -120,4 +120,4 @@ def test_mistakes_about_timelines_are_one_line(distributed_run: Path, capfd: pyt
     assert refused(run) == "error: timeline-worker-0.jsonl:1: is damaged\n"
     for path in journals.iterdir():
         path.unlink()
-    assert "run: 3f2a91c07be4/s2 has no timelines; runs of several processes write them down" in refused(run)
+    assert "run: 3f2a91c07be4/s2 has no timelines; runs of several processes write them" in refused(run)

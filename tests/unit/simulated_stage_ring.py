@@ -471,8 +471,7 @@ class StageRing:
 
     def _do(self, node: RingTmpNode, task: Task) -> None:
         if task.work is Work.APPLY:
-            decision, _ = node.apply(task)
-            self.applied.setdefault(task.step, {})[node.number] = decision
+            self.applied.setdefault(task.step, {})[node.number] = node.apply(task)
             return
         assert task.range is not None
         epoch = node.placement.ring.epoch

@@ -66,6 +66,16 @@ MISTAKES: list[tuple[list[str], dict[str, Any], str, str]] = [
     (["name=ring_allreduce", "engine=gloo", "watchdog_seconds=5"], {}, "distribution.watchdog_seconds", "engine=own"),
     (["name=ring_allreduce", "tls_key=k", "tls_certificate=c"], {}, "distribution.tls_certificate", "not encrypt"),
     (["name=ring_allreduce", "faults=[kill@server0.apply:1]"], {}, "distribution.faults", "a process that there is"),
+    (["name=ring_tmp"], {}, "distribution.mode", "no mode bsp; allowed: stage"),
+    (["name=ring_tmp", "mode=stage", "workers=2"], {}, "distribution.workers", "has distribution.nodes"),
+    (["name=ring_tmp", "mode=stage", "staging=always"], {}, "distribution.staging", "distribution.staging=auto"),
+    (["name=ring_tmp", "mode=stage", "engine=own"], {}, "distribution.engine", "distribution.engine=gloo"),
+    (["name=ring_tmp", "mode=stage", "bucket_mib=4"], {}, "distribution.bucket_mib", "distribution.bucket_mib=25"),
+    (["name=ring_tmp", "mode=stage"], {"per": "push"}, "batch.per", "pushes nothing"),
+    (["name=ring_tmp", "mode=stage", "faults=[kill@worker1.sums:1]"], {}, "distribution.faults", "that there is not"),
+    (["nodes=2"], {}, "distribution.nodes", "distribution=ring_tmp"),
+    (["mode=stage"], {}, "distribution.mode", "distribution.mode=bsp, or distribution=ring_tmp"),
+    (["name=ring_allreduce", "nodes=2"], {}, "distribution.nodes", "without servers"),
     (["mode=ssp"], {}, "distribution.staleness", "distribution.mode=bsp, or distribution.staleness=1"),
     (["staleness=1"], {}, "distribution.staleness", "mode bsp waits for every worker"),
     (["mode=asp", "staleness=1"], {}, "distribution.staleness", "mode asp sets no bound"),
@@ -117,6 +127,8 @@ def test_a_contradiction_names_the_key_and_the_way_out(
         (["name=ring_allreduce", "workers=4", "engine=own", "link=tcp", "faults=[drop@worker3.gather:2]"], {}),
         (["name=ring_allreduce", "workers=2", "engine=own", "tls_key=k", "tls_certificate=c"], {}),
         (["name=ring_allreduce", "workers=4", "engine=gloo"], {}),
+        (["name=ring_tmp", "mode=stage", "nodes=4", "shadows=1", "faults=[drop@worker3.sums:2]"], {}),
+        (["name=ring_tmp", "mode=stage", "tls_key=k", "tls_certificate=c"], {}),
     ],
 )
 def test_what_fits_together_passes(base: RunConfig, words: list[str], batch: dict[str, Any]) -> None:
@@ -153,6 +165,7 @@ def test_what_is_exact_is_the_same_run_whatever_its_sizes(base: RunConfig) -> No
         ["workers=3", "servers=3"],
         ["workers=4", "servers=2", "shadows=1", "sparse=true", "link=tcp", "bucket_mib=1", "checksum=always"],
         ["workers=2", "heartbeat_seconds=0.1", "replace_lost=false", "launcher=external", "bind=0.0.0.0"],
+        ["name=ring_tmp", "mode=stage", "nodes=3", "shadows=1", "link=tcp"],
         ["faults=[kill@worker0.push:2]", "resources.worker.gpu=1", "stands_for=something"],
     ):
         assert training_identity(changed(base, *words)) == single, words
@@ -203,7 +216,7 @@ def test_every_key_either_counts_somewhere_or_is_known_to_be_placement(base: Run
     places = {
         "stands_for", "shadows", "replace_lost", "sparse", "link", "launcher", "bind", "heartbeat_seconds",
         "deadline_seconds", "watchdog_seconds", "tls_certificate", "tls_key", "checksum", "faults", "replay",
-        "resources", "staging",
+        "resources", "staging", "nodes", "schedule",
     }  # fmt: skip
     counted = {"name", "top_k_momentum"}.union(*(expected for _, expected in INEXACT))
     assert counted | places == {field.name for field in dataclasses.fields(DistributionConfig)}

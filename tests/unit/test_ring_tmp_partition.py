@@ -120,7 +120,7 @@ def test_stages_that_share_a_parameter_stay_together_with_those_between_them() -
         partition(chain, [NodeCapacity()] * 3, 1)
     assert str(refused.value) == (
         "distribution.nodes: 3 nodes, and only 2 stages that can be cut apart (source and encoder and target share "
-        "parameters); at most 2 nodes, or distribution.rings for more"
+        "parameters); distribution.nodes=2"
     )
     assert Chain(chain, [NodeCapacity()], 1, MemoryRule()).elements(0, 3) == 11
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import pytest
 import torch
@@ -25,6 +25,7 @@ from distributed.ring.messages import Ring
 from distributed.ring_tmp.barrier import PrepareBarrier
 from distributed.ring_tmp.parts import Gradients, GroupSums, Held, Part, chunk_pieces, parts_of
 from distributed.ring_tmp.placement import Placement
+from distributed.ring_tmp.probes import ProbePieces
 from distributed.ring_tmp.scalars import Contribution, Decision, Pieces, StepFacts, decide
 from distributed.ring_tmp.shadow import PartState
 from distributed.strategy import BatchPlan, OptimizerSpec
@@ -330,20 +331,27 @@ def test_parts_are_stepped_as_the_whole_is(make: object, lag: int) -> None:
             assert (state.step, state.updates) == (step, step - (step >= 2))
 
 
-def test_norms_of_changes_are_those_of_the_whole() -> None:
+def test_a_probed_step_tells_what_it_took_from_the_parameters() -> None:
     flat = FlatParameters(Model())
-    before = flat.values.clone()
     [part] = [one for one in parts() if one.name == "two"]
     state = PartState(part, build_optimizer(RULE), RULE, 0)
     state.load({"step": 0, "updates": 0}, flat.views(flat.values), first_moments(flat))
+    before, gradient = state.values.clone(), whole_gradient(flat, 1)
+    change = state.apply(split(gradient, part), Decision(1, norm(square_sums(gradient)), 1.0, 4, 4), 0.1, probe=True)
+    assert change is not None
+    assert torch.equal(change, before - state.values)
+    assert bool(change.any())
+
+
+@pytest.mark.parametrize("cut", [parts, cut_parts])
+def test_the_words_of_all_stages_give_the_norm_of_each_parameter(cut: Callable[[], tuple[Part, ...]]) -> None:
+    flat = FlatParameters(Model())
     gradient = whole_gradient(flat, 1)
-    decision = Decision(1, norm(square_sums(gradient)), 1.0, 4, 4)
-    changes = state.apply(split(gradient, part), decision, 0.1, probe=True)
-    assert state.norms(split(gradient, part)) == parameter_norms(flat, gradient, ["a", "d"])
-    after = before.clone()
-    for name in ("a", "d"):
-        flat.view(after, name).copy_(part.view(state.values, name))
-    assert changes == parameter_norms(flat, before.sub_(after), ["a", "d"])
+    ranges = {name: (start, start + shape.numel()) for name, (start, shape) in flat.layout.items()}
+    pieces = ProbePieces(cut(), ranges)
+    words = [pieces.words(stage, split(gradient, part)) for stage, part in enumerate(cut())]
+    assert pieces.norms(reversed(words)) == parameter_norms(flat, gradient)
+    assert pieces.norms(words[:1]).keys() == {"b", "e"}
 
 
 def test_a_checkpoint_of_two_versions_fills_both() -> None:

@@ -74,8 +74,7 @@ class TranslationRing(StageRing):
 
     def _do(self, node: RingTmpNode, task: Task) -> None:
         if task.work is Work.APPLY:
-            decision, _ = node.apply(task)
-            self.applied.setdefault(task.step, {})[node.number] = decision
+            self.applied.setdefault(task.step, {})[node.number] = node.apply(task)
             return
         assert task.range is not None
         key = (task.range.index, task.step, task.slot)

@@ -1,0 +1,297 @@
+"""The coordinator of a stage ring: what the trainer asks of its nodes, and the way to their state.
+
+It begins rings, starts nodes in place of lost ones and names them a place. Who belongs to a ring that has begun, its
+nodes agree among themselves; what they tell is in `RingView`. Nothing that nodes send each other passes through here.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from distributed.agent import Job
+from distributed.errors import DistributedError, LinkError
+from distributed.links.link import Link
+from distributed.parameter_server.members import RESUMABLE, names_of
+from distributed.parameter_server.messages import Member, worker
+from distributed.parameter_server.reporting import ReportingMembers
+from distributed.parameter_server.state_links import StateLinks
+from distributed.ring_tmp.cut import Cut
+from distributed.ring_tmp.membership import NODES_LIMIT
+from distributed.ring_tmp.placement import Placement
+from distributed.ring_tmp.probes import Words
+from distributed.ring_tmp.scalars import Decision
+from distributed.ring_tmp.state_transfer import StateTransfer
+from distributed.ring_tmp.takeover import takeover
+from distributed.ring_tmp.view import RingView
+
+PAUSE_SECONDS = 0.05  # before a link that has ended is made anew
+
+
+class StageRingCoordinator(ReportingMembers[RingView]):
+    """Nodes of a ring, and what they say of steps.
+
+    Public methods are called by the trainer's thread; what they wait for is brought about by the coordinator's own.
+
+    Parameters
+    ----------
+    job: role `coordinator`, with the run, its token and the options.
+    content: what nodes are told: the specification of the workload, and where parameters lie in a flat buffer.
+    cut: the model's stages.
+    """
+
+    where = "the ring"
+    roles: Mapping[str, str] = {"worker": "ring_tmp.worker"}
+
+    def __init__(self, job: Job, content: Mapping[str, Any], cut: Cut):
+        super().__init__(job, {"worker": content}, RingView())
+        self._cut = cut
+        self._links = StateLinks(job, self._changed, lambda number, link: self._put("unlinked", number, link))
+        self._states = StateTransfer(
+            cut.parts, self._links, lambda number: self._serving[number], job.options["shadows"]
+        )
+        self._decisions: dict[int, Decision] = {}  # by step, of those that were not asked for yet
+        self._seen: dict[int, dict[int, tuple[Words, Words]]] = {}  # by probed step and stage: gradient and change
+        self._cleared: dict[Member, int] = {}  # by node that has forgotten all, the highest epoch that it knew
+        self._installed: dict[Member, int] = {}  # by node, the epoch for which it has the states
+        self._invited: dict[int, int] = {}  # by node that waits to be admitted, the epoch in which a place was sought
+        self._paused = 0.0  # seconds from the notice of the newest change to the go-ahead, by the first to tell of it
+        self._grant: dict[str, Any] = {"do": "grant", "after": 0, "through": 0, "rate_scale": 1.0, "probe": 0}
+
+    # ------------------------------------------------------------------------------------------------- the trainer's
+
+    def begin(self, step: int, buffers: Sequence[torch.Tensor], updates: int) -> None:
+        """Give the nodes the state before `step`, to each that of its stages, and let them begin there."""
+        limit = time.monotonic() + self._patience() + 10 * self._options["deadline_seconds"]
+        while not self._install(step, buffers, updates):  # somebody was lost meanwhile: others begin
+            if time.monotonic() > limit:
+                raise DistributedError("no ring could be begun", where=self.where, hint=RESUMABLE)
+
+    def _install(self, step: int, buffers: Sequence[torch.Tensor], updates: int) -> bool:
+        with self._changed:
+            self._beginning = True
+            for told in (self._cleared, self._installed, self._decisions, self._seen, self._invited):
+                told.clear()
+        self._wait(lambda: bool(self._ready), lambda: "a node to come", seconds=self._patience())
+        members = set(self._ready)
+        for member in members:
+            self._send(member, {"do": "clear"})
+        self._wait(
+            lambda: self._cleared.keys() >= members or not members <= self._ready,
+            lambda: f"{names_of(members - self._cleared.keys())} to forget what they had",
+        )
+        if not members <= self._ready:
+            return False
+        newest = max(self._membership.epoch, *self._cleared.values())
+        numbers = sorted(member.number for member in members)[: self._options["nodes"]]
+        placement = self._cut.placement(numbers, (newest // NODES_LIMIT + 1) * NODES_LIMIT + numbers[0])
+        try:
+            for number in numbers:
+                self._states.give(number, placement, step - 1, buffers, updates)
+        except LinkError:
+            with self._changed:
+                self._changed.wait(PAUSE_SECONDS)
+            return False
+        taking, epoch = {worker(number) for number in numbers}, placement.ring.epoch
+        self._wait(
+            lambda: (
+                all(self._installed.get(one) == epoch for one in taking)
+                or not taking <= self._ready
+                or not self._links.lead_to(frozenset(numbers))
+            ),
+            lambda: "the nodes to take the state",
+        )
+        if not all(self._installed.get(one) == epoch for one in taking):
+            return False
+        self._put("begin", placement, step)
+        self._wait(lambda: not self._beginning, lambda: "the ring to begin")
+        return True
+
+    def grant(self, after: int, through: int, rate_scale: float, probe: int) -> None:
+        """Let nodes go to step `through`, and look into `probe`; the trainer knows of those up to `after`."""
+        self._grant = {"do": "grant", "after": after, "through": through, "rate_scale": rate_scale, "probe": probe}
+        for member in list(self._agents):
+            self._send(member, self._grant)
+
+    def wait_for(self, step: int) -> tuple[Decision, list[tuple[Words, Words]]]:
+        """What nodes agree on of a step, once all of them have applied it. Steps before it are forgotten.
+
+        Returns, where it was probed, also what each stage says of its gradient and of its change.
+
+        Raises StateLost where only a checkpoint can go on, DistributedError where nothing can.
+        """
+        self._wait_for_step(step, lambda: step in self._decisions and self._membership.applied >= step)
+        with self._changed:
+            for known in (self._decisions, self._seen):
+                for old in [one for one in known if one < step]:
+                    del known[old]
+            return self._decisions[step], list(self._seen.get(step, {}).values())
+
+    def wait_until_rest(self, step: int) -> None:
+        """Wait until no change of members is under way, and everything exists twice."""
+        self._wait(
+            lambda: self._membership.at_work and not self._given_up,
+            lambda: f"{self._membership.pending() or 'everybody to rest'} after step {step}",
+        )
+
+    def pull(self, step: int, buffers: Sequence[torch.Tensor]) -> int:
+        """Write the nodes' state after `step` into flat buffers: parameters, then moments as far as asked for.
+
+        Returns how many updates they have made.
+        """
+        limit = time.monotonic() + 10 * self._options["deadline_seconds"]
+        while True:
+            self.wait_until_rest(step)
+            with self._changed:
+                self._links.received.clear()
+                placement = self._membership.placement
+            asked = frozenset(placement.owners)
+            self._states.ask(asked, step, len(buffers))
+
+            def is_over(placement: Placement = placement, asked: frozenset[int] = asked) -> bool:
+                is_another = self._membership.placement != placement or not self._links.lead_to(asked)
+                return is_another or self._states.is_here(len(buffers))
+
+            self._wait(is_over, lambda: f"the state of step {step}")
+            with self._changed:
+                if self._states.is_here(len(buffers)):
+                    return self._states.take(buffers)
+                if time.monotonic() > limit:
+                    raise DistributedError("no links to the nodes last", where=self.where)
+                self._changed.wait(PAUSE_SECONDS)  # one whose link ends first is lost a moment later
+
+    def close(self) -> None:
+        """End all members and the coordinator's thread. Safe to call twice."""
+        self._closing = True
+        self._links.close()
+        super().close()
+
+    # ------------------------------------------------------------------------------------------------- events
+
+    def _on_unlinked(self, number: int, link: Link) -> None:
+        """A link of the coordinator's own has ended."""
+        self._links.forget(number, link)
+
+    def _on_begin(self, placement: Placement, step: int) -> None:
+        """All have their states. Who is gone since then is missed by the others, as at any time."""
+        self._beginning = False
+        self._membership.begin(placement, step - 1)
+        word = {"do": "begin", "placement": placement.to_dict(), "addresses": self._book()}
+        for number in placement.ring.order:
+            if worker(number) in self._ready:
+                self._send(worker(number), word)
+            else:
+                self._leave(worker(number))
+
+    def _then(self) -> None:
+        """Whoever has come and is not in the ring is to be admitted."""
+        ring = self._membership
+        if self._beginning or not ring.epoch or not ring.at_work or len(ring.members) >= self._options["nodes"]:
+            return
+        for member in sorted(self._ready - self._given_up.keys()):
+            if member.number in ring.members or self._invited.get(member.number) == ring.epoch:
+                continue
+            self._invited[member.number] = ring.epoch
+            # Where it would not make the ring faster, it takes from who has most: what is lost at a time is less then.
+            even = [1.0] * len(self._cut.seconds)
+            places = (
+                takeover(ring.placement, member.number, of, self._cut.borders) for of in (self._cut.seconds, even)
+            )
+            place = next((one for one in places if one is not None), None)
+            if place is not None:
+                self._send(member, {"do": "join", "addresses": self._book()})
+                self._send(worker(place.after), {"do": "admit", "number": member.number, "stages": place.stages})
+                return  # one at a time
+
+    def _forget(self, member: Member) -> None:
+        self._links.drop(member.number)
+        self._invited.pop(member.number, None)
+
+    # ------------------------------------------------------------------------------------------------- what nodes say
+
+    def _say_ready(self, member: Member, said: dict[str, Any]) -> None:
+        self._serving[member.number] = said["addresses"]
+        self._is_ready(member)
+        if self._membership.epoch and not self._beginning:
+            self._send(member, self._grant)
+            for one in self._ready:
+                self._send(one, {"do": "book", "addresses": self._book()})
+
+    def _say_cleared(self, member: Member, said: dict[str, Any]) -> None:
+        self._cleared[member] = said["epoch"]
+
+    def _say_installed(self, member: Member, said: dict[str, Any]) -> None:
+        self._installed[member] = said["epoch"]
+
+    def _say_entered(self, member: Member, said: dict[str, Any]) -> None:
+        if member in self._given_up or self._beginning or self._closing:  # at the end one is gone before the other
+            return
+        placement, before = Placement.from_dict(said["placement"]), self._membership.placement
+        left_out = self._membership.enter(member.number, placement, said["applied"])
+        if left_out is None:
+            return
+        if before.ring.order == placement.ring.order:
+            self._lost_so_far["links"] += 1
+            self._count_loss(member, "its links were made anew")
+        for number in left_out:
+            if worker(number) in self._agents and worker(number) not in self._given_up:
+                self._give_up(worker(number), "was not there for its neighbours")
+        self._paused = said["seconds"]
+        self._note_recoveries()
+
+    def _say_protected(self, member: Member, said: dict[str, Any]) -> None:
+        self._membership.protect(member.number, said["epoch"])
+
+    def _say_applied(self, member: Member, said: dict[str, Any]) -> None:
+        if member in self._given_up or self._beginning:
+            return
+        step, decision = said["step"], Decision.from_dict(said["decision"])
+        self._decisions.setdefault(step, decision)
+        for gradient, change in said["seen"]:
+            self._seen.setdefault(step, {})[gradient[0]] = (gradient, change)
+        if not decision.is_update:
+            self._grant = self._grant | {"through": min(step, self._grant["through"])}  # for those who come later
+        self._membership.apply(member.number, step)
+
+    def _say_state_lost(self, member: Member, said: dict[str, Any]) -> None:
+        if member not in self._given_up and not self._closing:
+            self._state_is_lost(said["sentence"])
+
+    def _say_fenced(self, member: Member, said: dict[str, Any]) -> None:
+        if member not in self._given_up and not self._closing:
+            self._give_up(member, "was taken for lost by its neighbours, which went on without it")
+
+    def _say_not_admitted(self, member: Member, said: dict[str, Any]) -> None:
+        guest = worker(said["number"])
+        if guest in self._agents and guest not in self._given_up:
+            self._give_up(guest, "was taken for lost before it was admitted")
+
+    # ------------------------------------------------------------------------------------------------- inside
+
+    def _belongs(self, member: Member) -> bool:
+        return member.number in self._membership.known
+
+    def _leave(self, member: Member) -> None:
+        self._membership.leave(member.number)
+        self._note_recoveries()  # nodes may have told of the ring without it before its link ended
+        if not self._membership.members and self._membership.epoch:
+            self._state_is_lost("all nodes are gone, and the state with them")
+
+    def _note_recoveries(self) -> None:
+        """A loss is over once a ring goes on without who was lost; its nodes say for how long they stood still."""
+        members = {str(worker(number)) for number in self._membership.placement.ring.order}
+        for recovery in self._recoveries:
+            if "began" in recovery and recovery["lost"] not in members:
+                del recovery["began"]
+                recovery["seconds"] = self._paused
+
+    def _book(self) -> dict[str, Any]:
+        """Where nodes can be reached."""
+        return {str(number): addresses for number, addresses in self._serving.items()}
+
+    def _patience(self) -> float:
+        assert self._replacements is not None
+        return self._replacements.patience

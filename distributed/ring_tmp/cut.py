@@ -1,0 +1,85 @@
+"""A model cut for a ring: what its stages own, what they cost, measured in this process, and which node gets which."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from distributed.optimizers import build_optimizer
+from distributed.ring.messages import Ring
+from distributed.ring_tmp.costs import Chain, MemoryRule, NodeCapacity, StageCost
+from distributed.ring_tmp.partition import Partition, partition
+from distributed.ring_tmp.parts import Part, parts_of
+from distributed.ring_tmp.placement import Placement
+from distributed.ring_tmp.stage_times import time_stages
+from distributed.strategy import Stage, Workload
+
+SLOTS = 2  # that stages are timed with
+
+
+def parts_of_model(model: torch.nn.Module, stages: Sequence[Stage]) -> tuple[Part, ...]:
+    """What each stage of a model owns."""
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    return parts_of(shapes, [(stage.name, stage.parameter_names()) for stage in stages])
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Stages that can be shared out.
+
+    parts: what each owns.
+    costs: what each takes.
+    micro_batches: of a step.
+    memory: words a parameter that a node keeps.
+    """
+
+    parts: Sequence[Part]
+    costs: Sequence[StageCost]
+    micro_batches: int
+    memory: MemoryRule
+
+    def over(self, nodes: int) -> Partition:
+        """The best cut over so many equal nodes. Raises DistributedError where there are too few stages."""
+        return partition(self.costs, [NodeCapacity()] * nodes, self.micro_batches, self.memory)
+
+    def placement(self, numbers: Sequence[int], epoch: int) -> Placement:
+        """That cut, for nodes by number in their order round the ring."""
+        owners = self.over(len(numbers)).owners
+        return Placement(Ring(epoch, tuple(numbers)), tuple(numbers[owner] for owner in owners))
+
+    @cached_property
+    def borders(self) -> list[int]:
+        """Where the chain may be cut."""
+        return Chain(self.costs, [NodeCapacity()], self.micro_batches, self.memory).borders
+
+    @cached_property
+    def seconds(self) -> list[float]:
+        """Of a micro-batch, by stage."""
+        return [one.seconds for one in self.costs]
+
+    def described(self, nodes: int) -> Mapping[str, Any]:
+        """For a run's report: which stages lie on which node, and what limits the speed-up."""
+        found = self.over(nodes)
+        runs = [found.names[start:stop] for start, stop in zip(found.cuts, found.cuts[1:], strict=False)]
+        return {"stages": [list(run) for run in runs], "limit": found.limit}
+
+
+def cut_model(workload: Workload, shadows: bool) -> Cut:
+    """Cut a workload's model wherever it can be, and time each stage on micro-batches of the first step."""
+    model = workload.build_model(fine=True)
+    stages = workload.stages(model, fine=True)
+    plan = workload.plan
+    full = [slot for slot, tokens in enumerate(workload.slot_tokens(1)) if tokens]
+    slots = [workload.slot(1, slot) for slot in full[:SLOTS]]
+    # A thread's own time does not grow with what else the machine does; of several threads only the wall knows.
+    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
+    times = time_stages(workload, model, stages, slots, clock, memory=False)  # nothing limits it so far
+    memory = MemoryRule(moments=len(build_optimizer(workload.optimizer).slots), groups=plan.groups, shadows=shadows)
+    # Those that take no time that can be told still have a place: a cut has to be one of something.
+    costs = [replace(one.cost(), seconds=max(one.seconds, 1e-9)) for one in times]
+    return Cut(parts_of_model(model, stages), costs, len(full), memory)

@@ -1,0 +1,80 @@
+"""A node's own copy of the model: it computes the node's stages with the parameters that lie in their states."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from distributed.ring_tmp.cut import parts_of_model
+from distributed.ring_tmp.executor import Task
+from distributed.ring_tmp.scalars import StepFacts
+from distributed.ring_tmp.shadow import PartState
+from distributed.ring_tmp.stage_call import StageCall, StageCalls
+from distributed.strategy import Workload
+
+Tensors = Mapping[str, torch.Tensor]
+
+
+class Passes:
+    """Forward and backward passes of ranges of stages.
+
+    The model is built whole, and its own parameters are given back at once: those of stages that this node runs are
+    views of their states, and there are no others.
+    """
+
+    def __init__(self, workload: Workload):
+        self._workload = workload
+        self._model = workload.build_model(fine=True)
+        self._stages = workload.stages(self._model, fine=True)
+        self.parts = parts_of_model(self._model, self._stages)
+        """What each stage owns."""
+        self._parameters = dict(self._model.named_parameters())
+        for parameter in self._parameters.values():
+            parameter.data = torch.empty(0, dtype=parameter.dtype)
+        self._calls: dict[tuple[int, int], StageCalls] = {}
+        self._open: dict[tuple[int, int, int], tuple[StageCall, Any]] = {}  # by first stage, step and slot
+
+    def forward(self, task: Task, arrived: Tensors | None, states: Mapping[int, PartState], probe: bool) -> Tensors:
+        """Run a range; returns what it hands on."""
+        assert task.range is not None
+        start, stop = task.range.start, task.range.stop
+        for stage in range(start, stop):
+            part, values = self.parts[stage], states[stage].of_version(task.version)
+            for name in part.views:
+                self._parameters[name].data = part.view(values, name)
+        slot = self._workload.slot(task.step, task.slot, probe)
+        tokens = sum(self._workload.slot_tokens(task.step))
+        with torch.enable_grad(), self._workload.autocast():
+            call = self._calls_of(start, stop).forward(slot, arrived or {}, tokens)
+        self._open[start, task.step, task.slot] = (call, slot)
+        return {} if task.range.is_last else call.handed_on
+
+    def backward(
+        self, task: Task, arrived: Tensors | None, buffers: Mapping[int, torch.Tensor], probe: bool
+    ) -> tuple[Tensors, StepFacts]:
+        """Go back through a range; gradients of parameters are added to the buffers of their stages.
+
+        Returns the gradients of what had arrived, and what is known of the slot now.
+        """
+        assert task.range is not None
+        call, slot = self._open.pop((task.range.start, task.step, task.slot))
+        for stage, buffer in buffers.items():
+            part = self.parts[stage]
+            for name in part.views:
+                self._parameters[name].grad = part.view(buffer, name)
+        gradients = call.backward(arrived or {})
+        inner = slot.inner_square_sums() if probe else {}
+        if not task.range.is_last:
+            return gradients, StepFacts(inner=inner)
+        return gradients, StepFacts([call.made["loss"].item()], slot.source_tokens, inner)
+
+    def forget(self) -> None:
+        """Give up what has gone forward and not back."""
+        self._open.clear()
+
+    def _calls_of(self, start: int, stop: int) -> StageCalls:
+        if (start, stop) not in self._calls:
+            self._calls[start, stop] = StageCalls(self._model, self._stages, start, stop)
+        return self._calls[start, stop]

@@ -1,0 +1,41 @@
+"""A model cut for a ring: what of a flat buffer each stage owns, which node gets which, and what a node keeps of it."""
+
+from __future__ import annotations
+
+import torch
+from staged_toy import staged_spec
+
+from distributed.arithmetic import FlatParameters
+from distributed.ring_tmp.cut import cut_model
+from distributed.ring_tmp.passes import Passes
+from distributed.ring_tmp.state_transfer import gathered, scatter
+
+
+def test_stages_own_every_element_once_and_are_shared_out_in_order() -> None:
+    workload = staged_spec(stages=5).build()
+    flat = FlatParameters(workload.build_model())
+    for name in flat.layout:
+        flat.view(flat.values, name).uniform_(1.0, 2.0)  # what lies between parameters is zero
+    cut = cut_model(workload, shadows=True)
+    assert [one.name for one in cut.costs] == ["layer 0", "layer 1", "layer 2", "layer 3", "output"]
+    assert cut.borders == [0, 1, 2, 3, 4, 5]
+    assert min(cut.seconds) > 0.0
+    assert cut.micro_batches == 6
+    found = torch.zeros_like(flat.values)
+    for part in cut.parts:
+        scatter(part, gathered(part, flat.values), found)
+    assert torch.equal(found, flat.values)
+    placement = cut.placement([4, 7], 1024)
+    assert placement.ring.order == (4, 7)
+    assert sorted(placement.owners) == list(placement.owners)
+    assert set(placement.owners) == {4, 7}
+    described = cut.described(2)
+    assert [name for run in described["stages"] for name in run] == [one.name for one in cut.costs]
+    assert described["limit"]
+
+
+def test_a_node_has_no_parameters_but_those_of_its_states() -> None:
+    workload = staged_spec(stages=3).build()
+    passes = Passes(workload)
+    assert [part.name for part in passes.parts] == [part.name for part in cut_model(workload, shadows=False).parts]
+    assert all(parameter.numel() == 0 for parameter in passes._parameters.values())
