@@ -97,6 +97,10 @@ class Watchdog(Generic[Member]):
                     )
         return found
 
+    def forget(self, member: Member) -> None:
+        """It is gone: what it said last says nothing any more."""
+        self._members.pop(member, None)
+
     def waits(self) -> None:
         """From now on members are waited for: those who wait for each other, too, have not done so in vain so far."""
         for asked in self._members.values():

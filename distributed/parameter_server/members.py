@@ -213,6 +213,7 @@ class Members(Generic[Kept]):
         self._lost_so_far[f"{member.role}s"] += 1
         was_ready = member in self._ready
         self._ready.discard(member)
+        self._watchdog.forget(member)
         self._watchdog.waits()  # for those who are left
         why, name = self._given_up.pop(member, str(reason)), _name(agent)
         self._forget(member)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 from multiprocessing.forkserver import ensure_running
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from toy_workload import workload_spec
@@ -23,6 +23,7 @@ from nmt.training.fit import strategy_options
 
 STEPS = 6
 TOY = workload_spec()
+Started = TypeVar("Started", bound=Strategy)
 # Signs of life soon show that a frame is missing. Deadlines are the usual ones, long: a death is known without them,
 # and whoever gets no core for some seconds on a busy machine is not to be taken for lost.
 IMPATIENT = ["heartbeat_seconds=0.2"]
@@ -52,16 +53,22 @@ def forkserver() -> None:
 
 
 @contextmanager
-def running(*words: str, faults: Sequence[str] = (), spec: WorkloadSpec = TOY) -> Iterator[ParameterServerStrategy]:
+def started(strategy: Started, spec: WorkloadSpec) -> Iterator[Started]:
     """A strategy with its processes; afterwards none of them is left."""
     forkserver()
-    strategy = ParameterServerStrategy(options(*words, faults=faults))
     try:
         strategy.start(spec)
         yield strategy
     finally:
         strategy.close()
     assert not [process for process in multiprocessing.active_children() if process.name.startswith("agent")]
+
+
+@contextmanager
+def running(*words: str, faults: Sequence[str] = (), spec: WorkloadSpec = TOY) -> Iterator[ParameterServerStrategy]:
+    """A parameter server with its processes; afterwards none of them is left."""
+    with started(ParameterServerStrategy(options(*words, faults=faults)), spec) as strategy:
+        yield strategy
 
 
 @dataclass

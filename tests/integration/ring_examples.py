@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from parameter_server_examples import Undisturbed, forkserver, train
+from parameter_server_examples import Undisturbed, started, train
 from toy_workload import workload_spec
 
 from distributed.arithmetic import PairwiseSum
@@ -43,15 +42,9 @@ def options(*words: str, faults: Sequence[str] = ()) -> dict[str, Any]:
 
 @contextmanager
 def running(*words: str, faults: Sequence[str] = (), spec: WorkloadSpec = TOY) -> Iterator[RingStrategy]:
-    """A strategy with its processes; afterwards none of them is left."""
-    forkserver()
-    strategy = RingStrategy(options(*words, faults=faults))
-    try:
-        strategy.start(spec)
+    """A ring with its processes; afterwards none of them is left."""
+    with started(RingStrategy(options(*words, faults=faults)), spec) as strategy:
         yield strategy
-    finally:
-        strategy.close()
-    assert not [process for process in multiprocessing.active_children() if process.name.startswith("agent")]
 
 
 class RingInOneProcess(SingleStrategy):

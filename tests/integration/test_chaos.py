@@ -277,9 +277,10 @@ def test_no_step_is_trained_twice_beyond_the_last_checkpoint(survivor: Path) -> 
             if begin["kind"] == "decode":
                 continue
             assert begin["step"] == reached, (name, number)  # where the newest checkpoint stands, not before
-            kept = [event["step"] for event in attempt if event["kind"] == "checkpoint"]
-            reached = max(kept, default=reached)
-            assert end["step_from"] + end["steps_kept"] == reached
+            told = max([reached, *(event["step"] for event in attempt if event["kind"] == "checkpoint")])
+            reached = end["step_from"] + end["steps_kept"]
+            # A checkpoint stands before its event is written; a blow in between leaves no event of the newest.
+            assert told == reached if end["kind"] != "killed" else told <= reached <= told + INTERVAL
             assert end["steps_run"] - end["steps_kept"] <= INTERVAL
             made += end["steps_run"]
             print(f"{name} attempt {number}: steps {begin['step']} to {end['step_to']}, {end['kind']}")

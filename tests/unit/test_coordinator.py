@@ -401,6 +401,28 @@ def test_a_member_that_hangs_is_given_up(gang: Gang, run: Callable[..., Run]) ->
     assert gang.asked[-1] == ("worker", "agent 3")
 
 
+def test_who_hung_and_is_gone_is_not_given_up_again(
+    gang: Gang, run: Callable[..., Run], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A look before the next question: what was said last is of one that is no member any more."""
+    usual, lose = gang.answers["pulse"], gang.lose
+    hangs = WAITS | {"works": True}
+    gang.answers["pulse"] = lambda member, word: (
+        {"say": "pulse", "threads": [hangs]} if member == worker(1) else usual(member, word)
+    )
+
+    def lose_and_look(lost: Agent | Member, why: str = "") -> None:
+        lose(lost, why)
+        gang.inbox.put(("tick",))
+
+    gang.lose = lose_and_look  # type: ignore[method-assign]
+    one = run(watchdog_seconds=0.4).start().begin()
+    one.wait_until(lambda: (worker(2), {"do": "pulse"}) in list(gang.told))
+    assert [record.getMessage() for record in caplog.records if "is given up" in record.getMessage()] == [
+        f"run abc/s1: worker 1 {one.coordinator._recoveries[0]['reason']}: it is given up"
+    ]
+
+
 @pytest.mark.parametrize("mode", ["bsp", "asp"])
 def test_where_all_wait_for_each_other_the_run_ends_with_who_owes_what(
     mode: str, gang: Gang, run: Callable[..., Run]

@@ -55,6 +55,14 @@ def test_a_thread_that_does_not_stir_at_its_work_hangs() -> None:
     assert watched.dog.hung() == {}
 
 
+def test_who_is_gone_hangs_no_more() -> None:
+    watched = Watched("worker0", "worker1")
+    watched.pass_time(70.0, worker0=said(7), worker1=said(7))
+    assert watched.dog.hung().keys() == {"worker0", "worker1"}
+    watched.dog.forget("worker0")
+    assert watched.dog.hung().keys() == {"worker1"}
+
+
 @pytest.mark.parametrize(
     ("more", "limit"),
     [

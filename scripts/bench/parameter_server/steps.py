@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bench.children import Job, Report
 from bench.machine import Spread
@@ -12,6 +12,10 @@ from bench.parameter_server.exchange import shown
 from bench.tables import Part, table
 from bench.turns import take_turns
 from nmt.config import RunConfig
+
+if TYPE_CHECKING:
+    from bench.parameter_server.arm import Arm
+    from distributed.strategy import WorkloadSpec
 
 RIVAL = "torch's DDP"
 OURS = "distribution=ddp"
@@ -47,31 +51,40 @@ def measure_steps(report: Report, size: str, rounds: int, seconds: float) -> dic
 
     All take the same batches in every round. seconds: how long each is timed in a round, about.
     """
-    import torch
-
-    from bench.parameter_server.arm import SERVERS, WORKERS, Arm
-    from bench.parameter_server.gang import Gang
+    from bench.parameter_server.arm import SERVERS, Arm
     from bench.parameter_server.workloads import translation_spec
 
-    torch.set_num_threads(1)
     spec = translation_spec(training_config(size))
     with ExitStack() as running:
-        gang = running.enter_context(Gang(WORKERS, "bench.parameter_server.rivals:TorchDdp", spec))
         arms = {link: running.enter_context(Arm(spec, link=link)) for link in LINKS}
         arms[OURS] = running.enter_context(Arm(spec, "ddp"))
+        return {"size": size, "servers": SERVERS} | beside_ddp(report, spec, arms, rounds, seconds)
+
+
+def beside_ddp(
+    report: Report, spec: WorkloadSpec, arms: Mapping[str, Arm], rounds: int, seconds: float
+) -> dict[str, Any]:
+    """Steps of torch's DDP (`RIVAL`) and of arms, one after the other in every round.
+
+    Returns `parameters`, `workers`, `steps_per_round`, and under `rounds` what `take_turns` found.
+    """
+    import torch
+
+    from bench.parameter_server.arm import WORKERS
+    from bench.parameter_server.gang import Gang
+
+    torch.set_num_threads(1)
+    with Gang(WORKERS, "bench.parameter_server.rivals:TorchDdp", spec) as gang:
         runs: dict[str, Callable[[int], float]] = {RIVAL: gang.run}
-        runs |= {link: arm.run for link, arm in arms.items()}
+        runs |= {name: arm.run for name, arm in arms.items()}
         warm = [run(1) for run in runs.values()]
         steps = max(1, min(50, round(seconds / min(warm))))
-        pids = {RIVAL: {"worker": gang.pids}} | {link: arm.pids for link, arm in arms.items()}
-        found = take_turns(report, runs, pids, dict.fromkeys(runs, steps), rounds)
+        pids = {RIVAL: {"worker": gang.pids}} | {name: arm.pids for name, arm in arms.items()}
         return {
-            "size": size,
             "parameters": sum(one.numel() for one in spec.build().build_model().parameters()),
             "workers": WORKERS,
-            "servers": SERVERS,
             "steps_per_round": steps,
-            "rounds": found,
+            "rounds": take_turns(report, runs, pids, dict.fromkeys(runs, steps), rounds),
         }
 
 

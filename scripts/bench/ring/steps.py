@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
 from bench.children import Job, Report
 from bench.machine import Spread
 from bench.parameter_server.exchange import shown
-from bench.parameter_server.steps import RIVAL, training_config
+from bench.parameter_server.steps import RIVAL, beside_ddp, training_config
 from bench.tables import Part, table
-from bench.turns import take_turns
 
 ARMS: dict[str, dict[str, Any]] = {
     "shm": {"engine": "own", "link": "shm"},
@@ -30,32 +29,14 @@ def measure_steps(report: Report, size: str, rounds: int, seconds: float) -> dic
 
     All take the same batches in every round. seconds: how long each is timed in a round, about.
     """
-    import torch
-
-    from bench.parameter_server.arm import WORKERS, Arm
-    from bench.parameter_server.gang import Gang
+    from bench.parameter_server.arm import Arm
     from bench.parameter_server.workloads import translation_spec
 
-    torch.set_num_threads(1)
     spec = translation_spec(training_config(size))
     with ExitStack() as running:
-        gang = running.enter_context(Gang(WORKERS, "bench.parameter_server.rivals:TorchDdp", spec))
         arms = {name: running.enter_context(Arm(spec, "ring_allreduce", **words)) for name, words in ARMS.items()}
-        runs: dict[str, Callable[[int], float]] = {RIVAL: gang.run}
-        runs |= {name: arm.run for name, arm in arms.items()}
-        warm = [run(1) for run in runs.values()]
-        steps = max(1, min(50, round(seconds / min(warm))))
-        pids = {RIVAL: {"worker": gang.pids}} | {name: arm.pids for name, arm in arms.items()}
-        found = take_turns(report, runs, pids, dict.fromkeys(runs, steps), rounds)
-        times = {name: arm.times() for name, arm in arms.items()}
-        return {
-            "size": size,
-            "parameters": sum(one.numel() for one in spec.build().build_model().parameters()),
-            "workers": WORKERS,
-            "steps_per_round": steps,
-            "rounds": found,
-            "times": times,
-        }
+        found = beside_ddp(report, spec, arms, rounds, seconds)
+        return {"size": size} | found | {"times": {name: arm.times() for name, arm in arms.items()}}
 
 
 def step_part(found: Sequence[dict[str, Any]]) -> Part:
