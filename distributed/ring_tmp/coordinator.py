@@ -20,13 +20,13 @@ from distributed.parameter_server.messages import Member, worker
 from distributed.parameter_server.reporting import ReportingMembers
 from distributed.parameter_server.state_links import StateLinks
 from distributed.ring_tmp.cut import Cut
-from distributed.ring_tmp.membership import NODES_LIMIT
 from distributed.ring_tmp.placement import Placement
 from distributed.ring_tmp.probes import Words
 from distributed.ring_tmp.scalars import Decision
 from distributed.ring_tmp.state_transfer import StateTransfer
 from distributed.ring_tmp.takeover import takeover
 from distributed.ring_tmp.view import RingView
+from distributed.ring_tmp.walk import epoch_above
 
 PAUSE_SECONDS = 0.05  # before a link that has ended is made anew
 
@@ -87,7 +87,7 @@ class StageRingCoordinator(ReportingMembers[RingView]):
             return False
         newest = max(self._membership.epoch, *self._cleared.values())
         numbers = sorted(member.number for member in members)[: self._options["nodes"]]
-        placement = self._cut.placement(numbers, (newest // NODES_LIMIT + 1) * NODES_LIMIT + numbers[0])
+        placement = self._cut.placement(numbers, epoch_above(newest, numbers[0]))
         try:
             for number in numbers:
                 self._states.give(number, placement, step - 1, buffers, updates)
