@@ -128,6 +128,9 @@ class StagedToy:
     def build_model(self, fine: bool = False) -> torch.nn.Module:
         return StagedModel(self._stages)
 
+    def outline(self) -> torch.nn.Module:
+        return self.build_model(fine=True).to("meta")
+
     def stages(self, model: torch.nn.Module, fine: bool = False) -> Sequence[Layer | Output]:
         assert isinstance(model, StagedModel)
         layers = [Layer(number, model, self._shared and not number) for number in range(self._stages - 1)]

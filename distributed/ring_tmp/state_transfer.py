@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,8 @@ from distributed.parameter_server.state_links import StateLinks
 from distributed.ring_tmp.messages import Kind
 from distributed.ring_tmp.parts import Part
 from distributed.ring_tmp.placement import Placement
+
+WAITING = 2  # buffers that are gathered before they are written: not a copy of everything
 
 
 class StateTransfer:
@@ -42,10 +45,12 @@ class StateTransfer:
         link, epoch = self._link(number), placement.ring.epoch
         link.send(Frame(kind=Kind.TAKE, step=step, epoch=epoch), json_payload(placement.to_dict()))
         copies = placement.shadowed_by(number) if self._shadows else []
+        room = threading.Semaphore(WAITING)
         for stage in sorted({*placement.stages_of(number), *copies}):
             for index, buffer in enumerate(buffers):
                 frame = Frame(kind=StateKind.STATE, step=step, tags=(stage, index, updates), epoch=epoch)
-                link.send(frame, gathered(self._parts[stage], buffer.detach().cpu()))
+                room.acquire()
+                link.send(frame, gathered(self._parts[stage], buffer.detach().cpu()), done=room.release)
 
     def ask(self, owners: frozenset[int], step: int, count: int) -> None:
         """Ask nodes for so many buffers of each of their own stages."""
