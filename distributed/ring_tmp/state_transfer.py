@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -28,14 +27,12 @@ class StateTransfer:
     ----------
     parts: what each stage owns.
     links: the coordinator's own to nodes.
-    reach: where a node is.
+    link_to: the link to a node, made if there is none; raises LinkError where it cannot be reached.
     shadows: whether nodes have second copies.
     """
 
-    def __init__(
-        self, parts: Sequence[Part], links: StateLinks, reach: Callable[[int], Mapping[str, Any]], shadows: bool
-    ):
-        self._parts, self._links, self._reach, self._shadows = parts, links, reach, shadows
+    def __init__(self, parts: Sequence[Part], links: StateLinks, link_to: Callable[[int], Link], shadows: bool):
+        self._parts, self._links, self._link, self._shadows = parts, links, link_to, shadows
 
     def give(self, number: int, placement: Placement, step: int, buffers: Sequence[torch.Tensor], updates: int) -> None:
         """Send a node the states of its stages and of those whose second copy it has.
@@ -70,9 +67,6 @@ class StateTransfer:
             made = updates
         self._links.received.clear()
         return made
-
-    def _link(self, number: int) -> Link:
-        return self._links.to(number, self._reach(number))
 
 
 def gathered(part: Part, flat: torch.Tensor) -> torch.Tensor:

@@ -34,7 +34,7 @@ class Worker:
         self._timeline = Timeline(f"worker {job.number}")
         self._mailbox = Mailbox()
         self._states = StateService(job, self._mailbox, control, lambda: self._member.setup)
-        self._links = NeighbourLinks(job, self._mailbox, self._new_gradient, self._states.serve)
+        self._links = NeighbourLinks(job, control, self._mailbox, self._new_gradient, self._states.serve)
         workload = WorkloadSpec(**job.content["workload"]).build()
         self._meter = ProcessMeter(workload.device, self._links.shared_bytes)
         self._member = RingMember(job, control, self._links, self._mailbox, Passes(workload), workload, self._timeline)
