@@ -41,13 +41,17 @@ def staged_spec(
 class StagedModel(torch.nn.Module):
     """Layers, and an output table that has chunks of its own and ends in one that it shares."""
 
-    def __init__(self, stages: int, units: int, words: int) -> None:
+    def __init__(self, stages: int, units: int, words: int, is_outline: bool = False) -> None:
         super().__init__()
         random = torch.Generator().manual_seed(1)
-        self.output = torch.nn.Parameter(torch.randn(words, units, generator=random) / units**0.5)
-        self.layers = torch.nn.ParameterList(
-            torch.randn(units, units, generator=random) / units**0.5 for _ in range(stages - 1)
-        )
+
+        def drawn(*shape: int) -> torch.nn.Parameter:
+            if is_outline:
+                return torch.nn.Parameter(torch.empty(shape, device="meta"))
+            return torch.nn.Parameter(torch.randn(shape, generator=random) / units**0.5)
+
+        self.output = drawn(words, units)
+        self.layers = torch.nn.ParameterList(drawn(units, units) for _ in range(stages - 1))
 
 
 @dataclass
@@ -134,7 +138,7 @@ class StagedToy:
         return StagedModel(self._stages, self._units, self._words)
 
     def outline(self) -> torch.nn.Module:
-        return self.build_model(fine=True).to("meta")
+        return StagedModel(self._stages, self._units, self._words, is_outline=True)
 
     def stages(self, model: torch.nn.Module, fine: bool = False) -> Sequence[Layer | Output]:
         assert isinstance(model, StagedModel)
