@@ -19,9 +19,9 @@ from distributed.strategy import StateLost
 
 PHASES = ("forward", "backward", "shipped", "apply", "applied", "told")
 SIZES = (2, 3, 4)
-# Every node of every ring in every phase: each with another step, or action, than its neighbours. Who stands still takes a
-# deadline, so that each node and each phase comes up once. The protocol itself goes through orders of events by the
-# thousand in tests/unit/test_stage_ring_deaths.py.
+# Every node of every ring in every phase: each with another step, or action, than its neighbours. Who stands still
+# takes a deadline, so that each node and each phase comes up once. The protocol itself goes through orders of events by
+# the thousand in tests/unit/test_stage_ring_deaths.py.
 DEATHS = [
     (nodes, number, phase, 1 + 2 * ((number + index) % 2))
     for nodes in SIZES
