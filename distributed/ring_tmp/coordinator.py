@@ -261,8 +261,7 @@ class StageRingCoordinator(StateMembers[RingView]):
         members = {str(worker(number)) for number in self._membership.placement.ring.order}
         for recovery in self._recoveries:
             if "began" in recovery and recovery["lost"] not in members:
-                del recovery["began"]
-                recovery["seconds"] = self._paused
+                self._went_on(recovery, self._paused)
 
     def _book(self) -> dict[str, Any]:
         """Where nodes can be reached."""

@@ -55,8 +55,9 @@ def assert_something_was_noticed(report: Mapping[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(("nodes", "fault"), [(2, "kill@worker1.backward:3"), (3, "kill@worker0.applied:3")])
-def test_a_node_may_die_anywhere(nodes: int, fault: str) -> None:
+def test_a_node_may_die_anywhere(nodes: int, fault: str, caplog: pytest.LogCaptureFixture) -> None:
     assert_was_lost(disturbed(fault, nodes=nodes), int(fault[11]))
+    assert f": worker {fault[11]} was lost at step " in caplog.text
 
 
 @pytest.mark.exhaustive
