@@ -129,10 +129,18 @@ def test_four_nodes_are_linked_to_their_neighbours_alone() -> None:
 
 
 @pytest.mark.exhaustive
-def test_gradients_for_copies_are_all_that_is_in_shared_memory() -> None:
+def test_gradients_are_in_shared_memory_which_a_state_that_is_loaded_again_uses_again() -> None:
     with running("nodes=3", "link=shm", "shadows=1") as strategy:
-        train(strategy, 1, STEPS)
-        assert possessions(set(process_ids(strategy).values())).memory
+        nodes = set(process_ids(strategy).values())
+        assert not possessions(nodes).memory
+        train(strategy, 1, 3)
+        state, held = strategy.state(), possessions(nodes).memory
+        assert held
+        for _ in range(3):
+            strategy.load_state(state)
+            later = train(strategy, 4, STEPS)
+        assert later == single().stats[3:]
+        assert possessions(nodes).memory == held
 
 
 def test_a_checkpoint_is_of_no_number_of_nodes_and_of_no_strategy() -> None:
