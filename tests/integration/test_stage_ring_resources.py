@@ -86,7 +86,7 @@ def test_bytes_and_memory_are_those_of_the_formulas_and_no_node_builds_the_model
     (small_before, small, few), (large_before, big, many) = found
     # Without what does not grow with the model: libraries, products' scratch memory, a layer's gradient on its way.
     for node in range(NODES):
-        assert large_before[node] - small_before[node] < 8 * MIB
+        assert large_before[node] - small_before[node] < 16 * MIB  # of 40
     grown, formula = sum(big) - sum(small), BYTES * (sum(many) - sum(few))
-    assert formula > 10 * 32 * MIB * 0.99
-    assert grown == pytest.approx(formula, rel=0.1)
+    assert formula == 10 * 32 * MIB  # values for each parameter, of 32 stages more
+    assert 0.85 < grown / formula < 1.1
