@@ -9,6 +9,7 @@ import torch
 
 from distributed.agent import Control, Job
 from distributed.errors import LinkError
+from distributed.large_memory import large_zeros
 from distributed.links.addresses import Addresses
 from distributed.links.counters import Counters, total
 from distributed.links.frames import Frame
@@ -62,7 +63,7 @@ class DataLinks:
 
     def allocate(self, elements: int) -> torch.Tensor:
         """A buffer of zeros [elements] to send from: in shared memory, where links share some."""
-        return self.arena.allocate(elements) if self.arena is not None else torch.zeros(elements)
+        return self.arena.allocate(elements) if self.arena is not None else large_zeros(elements)
 
     def admit(self, epoch: int, admitted: Callable[[Member], bool]) -> None:
         """From now on be of this epoch, and let only those in."""
