@@ -60,8 +60,12 @@ class FlatParameters:
 
     def new_buffer(self) -> torch.Tensor:
         """A flat buffer of zeros of the parameters' layout."""
+        return self.used_buffer().zero_()
+
+    def used_buffer(self) -> torch.Tensor:
+        """The same with whatever content in the parameters' parts; between them are zeros."""
         with contextlib.suppress(IndexError):  # two threads may want the last one
-            return self._spare.pop().zero_()
+            return self._spare.pop()
         elements = self.values.numel()
         return self._allocate(elements) if self._allocate else self._zeros(elements, self.values.device)
 
