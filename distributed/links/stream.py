@@ -15,7 +15,7 @@ from distributed.errors import LinkClosed, LinkTimeout
 
 # Bytes in flight inside one machine stay in the cache with small buffers; between machines the kernel tunes them.
 LOCAL_BUFFER_BYTES = 1 << 18
-# Who waits for much is woken when so much is there (half of what may be under way), not for each packet of the kernel's.
+# Who waits for much is woken when so much is there (half of what may be under way), not for each of the packets.
 WAKE_BYTES = LOCAL_BUFFER_BYTES // 2
 LARGE_BYTES = 1 << 20  # what much is: asking for it costs two calls of the kernel
 
