@@ -54,9 +54,7 @@ class NodeGradients:
         self._of_parameter = {name: self._pieces_of([name]) for name in flat.layout}
         self._missing = [0] * len(pieces)  # parameters of each piece whose gradient is not final yet
         self._finish: Callable[[int], None] | None = None
-        self._buffers = GradientBuffers(flat, model.named_parameters(), only_read)
-        for name, parameter in model.named_parameters():
-            parameter.register_post_accumulate_grad_hook(lambda _, name=name: self._came(name))
+        self._buffers = GradientBuffers(flat, dict(model.named_parameters()), only_read, self._came)
 
     def compute(
         self,
@@ -152,8 +150,7 @@ class NodeGradients:
         self._finish = finish
 
     def _came(self, name: str) -> None:
-        """A backward pass has the gradient of a parameter."""
-        self._buffers.add(name)
+        """A backward pass has added the gradient of a parameter."""
         if self._finish is None:
             return
         for index in self._of_parameter[name]:

@@ -49,14 +49,16 @@ class Collector:
     def __init__(self, only_read: bool) -> None:
         self.model = Given()
         self.flat = FlatParameters(self.model)
-        self.buffers = GradientBuffers(self.flat, self.model.named_parameters(), only_read)
-        for name, parameter in self.model.named_parameters():
-            parameter.register_post_accumulate_grad_hook(lambda _, name=name: self.buffers.add(name))
+        self.came: list[str] = []
+        self.buffers = GradientBuffers(self.flat, dict(self.model.named_parameters()), only_read, self.came.append)
 
     def leaf(self, passes: Passes) -> torch.Tensor:
         buffer = self.buffers.begin()
+        self.came.clear()
         for gradients in passes:
             self.model.backward(gradients)
+        assert sorted(self.came) == sorted(name for gradients in passes for name in gradients)
+        assert all(parameter.grad is None for parameter in self.model.parameters())
         self.buffers.end()
         return buffer
 
