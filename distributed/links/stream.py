@@ -85,6 +85,19 @@ class SocketStream:
         except OSError as error:
             _broken(error)
 
+    def send_now(self, *parts: bytes | memoryview) -> bool:
+        """Write all parts if that needs no waiting; False where nothing is written, for whatever reason.
+
+        Only for Unix sockets, which take so much at once or not at all, and for a few KiB.
+        """
+        try:
+            count = self.socket.sendmsg(parts, [], socket.MSG_DONTWAIT)
+        except OSError:  # full, or broken: `send` says so
+            return False
+        if count < sum(map(len, parts)):
+            self.shutdown()  # the peer must not take the rest for a frame
+        return True
+
     def receive(self, buffer: memoryview, begun: bool = True, until: float | None = None) -> int:
         """Fill the buffer; return how many bytes came, fewer only where the stream has ended.
 
