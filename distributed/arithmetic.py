@@ -13,6 +13,8 @@ from typing import Protocol
 
 import torch
 
+from distributed.large_memory import large_zeros
+
 CHUNK = 1 << 15  # elements; also the size below which torch never splits a reduction over threads
 _ALIGNMENT = 16  # elements: every parameter starts on a cache line
 
@@ -39,7 +41,7 @@ class FlatParameters:
         self._parameters = dict(model.named_parameters())
         self.layout, size = flat_layout({name: parameter.shape for name, parameter in self._parameters.items()})
         first = next(iter(self._parameters.values()))
-        self.values = torch.zeros(size, dtype=torch.float32, device=first.device)
+        self.values = self._zeros(size, first.device)
         for name, parameter in self._parameters.items():
             view = self.view(self.values, name)
             view.copy_(parameter.detach())
@@ -58,9 +60,18 @@ class FlatParameters:
 
     def new_buffer(self) -> torch.Tensor:
         """A flat buffer of zeros of the parameters' layout."""
+        return self.used_buffer().zero_()
+
+    def used_buffer(self) -> torch.Tensor:
+        """The same with whatever content in the parameters' parts; between them are zeros."""
         with contextlib.suppress(IndexError):  # two threads may want the last one
-            return self._spare.pop().zero_()
-        return self._allocate(self.values.numel()) if self._allocate else torch.zeros_like(self.values)
+            return self._spare.pop()
+        elements = self.values.numel()
+        return self._allocate(elements) if self._allocate else self._zeros(elements, self.values.device)
+
+    @staticmethod
+    def _zeros(elements: int, device: torch.device) -> torch.Tensor:
+        return large_zeros(elements) if device.type == "cpu" else torch.zeros(elements, device=device)
 
     def release(self, buffer: torch.Tensor) -> None:
         """Give a buffer back, to be used again by `new_buffer`; twice does no harm."""

@@ -8,6 +8,8 @@ from collections.abc import Callable
 
 import torch
 
+from distributed.large_memory import large_zeros
+
 
 class BufferPool:
     """fp32 buffers by their number of elements. Receiving threads take, the thread that computes gives back.
@@ -18,7 +20,7 @@ class BufferPool:
     allocate: makes a buffer of so many elements.
     """
 
-    def __init__(self, allocate: Callable[[int], torch.Tensor] = torch.empty) -> None:
+    def __init__(self, allocate: Callable[[int], torch.Tensor] = large_zeros) -> None:
         self._allocate = allocate
         self._lock = threading.Lock()
         self._spare: dict[int, list[torch.Tensor]] = defaultdict(list)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from distributed.arithmetic import FlatParameters
+from distributed.gradient_buffers import GradientBuffers
 from distributed.shards import Piece
 from distributed.slot_tree import Node
 from distributed.strategy import Stage, Workload
@@ -34,6 +35,7 @@ class NodeGradients:
     stages: the model's.
     pieces: the cut of the flat buffer in which gradients are handed on.
     wait: called with the pieces of the parameters that a stage is about to read; returns when they are up to date.
+    only_read: whether nobody writes to the buffers that `compute` hands on; see `GradientBuffers`.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class NodeGradients:
         flat: FlatParameters,
         pieces: Sequence[Piece],
         wait: Callable[[Sequence[int]], None],
+        only_read: bool = False,
     ):
         self._workload, self._flat, self._pieces, self._wait = workload, flat, pieces, wait
         self._stages: list[tuple[Stage, list[int]]] = [
@@ -51,8 +54,7 @@ class NodeGradients:
         self._of_parameter = {name: self._pieces_of([name]) for name in flat.layout}
         self._missing = [0] * len(pieces)  # parameters of each piece whose gradient is not final yet
         self._finish: Callable[[int], None] | None = None
-        for name, parameter in model.named_parameters():
-            parameter.register_post_accumulate_grad_hook(lambda _, name=name: self._is_final(name))
+        self._buffers = GradientBuffers(flat, dict(model.named_parameters()), only_read, self._came)
 
     def compute(
         self,
@@ -78,21 +80,21 @@ class NodeGradients:
         sums: list[torch.Tensor] = []
         try:
             for leaf in range(*node):
-                buffer = self._flat.new_buffer()
-                self._flat.collect_into(buffer)
-                sums.append(buffer)
+                sums.append(self._buffers.begin())
                 slots = [slot for slot in range(leaf * each, (leaf + 1) * each) if tokens[slot]]
                 last = leaf == node[1] - 1
                 finish = self._final(sums, ready) if last else None
                 facts[leaf], losses[leaf] = self._leaf(step, slots, total, probe, finish)
                 if not last:
-                    _merge(sums, leaf - node[0] + 1, self._flat)
+                    self._merge(sums, leaf - node[0] + 1)
         except BaseException:
             for buffer in sums:  # nobody is given them
+                self._buffers.forget(buffer)
                 self._flat.release(buffer)
             raise
-        for spare in sums[1:]:
-            self._flat.release(spare)
+        for left, right in zip(sums[-2::-1], sums[:0:-1], strict=True):
+            self._buffers.added(left, right)
+            self._flat.release(right)
         for leaf, some in losses.items():  # at the end: who looks at a number of a GPU's waits for all that it does
             facts[leaf].losses = torch.stack(some).tolist() if some else []
         return facts, sums[0]
@@ -115,6 +117,7 @@ class NodeGradients:
             if probe:
                 for name, sums in slot.inner_square_sums().items():
                     facts.inner.setdefault(name, []).extend(sums)
+        self._buffers.end()
         if finish is not None:
             if not slots:
                 self._expect(finish)
@@ -146,7 +149,8 @@ class NodeGradients:
                 self._missing[index] += 1
         self._finish = finish
 
-    def _is_final(self, name: str) -> None:
+    def _came(self, name: str) -> None:
+        """A backward pass has added the gradient of a parameter."""
         if self._finish is None:
             return
         for index in self._of_parameter[name]:
@@ -162,6 +166,15 @@ class NodeGradients:
             if missing:
                 finish(index)
 
+    def _merge(self, sums: list[torch.Tensor], count: int) -> None:
+        """Add neighbours of equal height after leaf number `count` of a node, as `PairwiseSum.add` does."""
+        while count % 2 == 0:
+            right = sums.pop()
+            sums[-1].add_(right)
+            self._buffers.added(sums[-1], right)
+            self._flat.release(right)
+            count //= 2
+
     def _pieces_of(self, names: Iterable[str]) -> list[int]:
         found = set()
         for name in names:
@@ -169,12 +182,3 @@ class NodeGradients:
             stop = start + shape.numel()
             found |= {piece.index for piece in self._pieces if piece.start < stop and start < piece.stop}
         return sorted(found)
-
-
-def _merge(sums: list[torch.Tensor], count: int, flat: FlatParameters) -> None:
-    """Add neighbours of equal height after leaf number `count` of a node, as `PairwiseSum.add` does."""
-    while count % 2 == 0:
-        right = sums.pop()
-        sums[-1].add_(right)
-        flat.release(right)
-        count //= 2

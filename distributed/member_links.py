@@ -12,6 +12,7 @@ import torch
 
 from distributed.agent import Control, Job
 from distributed.errors import LinkError
+from distributed.large_memory import large_zeros
 from distributed.links.counters import Counters, total
 from distributed.links.link import Link, Peer
 from distributed.links.listener import HANDSHAKE_SECONDS, Listener, Membership
@@ -44,7 +45,7 @@ class MemberLinks:
 
     def allocate(self, elements: int) -> torch.Tensor:
         """A buffer of zeros [elements] to send from: in shared memory, where links share some."""
-        return self.arena.allocate(elements) if self.arena is not None else torch.zeros(elements)
+        return self.arena.allocate(elements) if self.arena is not None else large_zeros(elements)
 
     def tell(self, message: dict[str, Any]) -> None:
         """Say something to the coordinator."""

@@ -21,6 +21,8 @@ from distributed.links.shared_memory import SharedSegment
 from distributed.links.socket_link import SocketLink, flipped
 from distributed.links.stream import SocketStream
 
+SMALL_BYTES = 1 << 12  # of a payload that goes through the socket at once
+
 
 class ShmLink(SocketLink):
     """A link over a Unix socket between processes that share memory.
@@ -34,6 +36,24 @@ class ShmLink(SocketLink):
         self._told: set[int] = set()  # numbers of own segments that the peer has
         self._mapped: dict[int, SharedSegment] = {}  # the peer's segments
         self._came: list[int] = []  # descriptors that came with the header in hand
+
+    def _transmit_now(self, frame: Frame, payload: memoryview) -> bool:
+        # To wake the writer for the few bytes of a place in shared memory costs more than to write them.
+        if self._checksums:  # also where a frame may have to be damaged or lost
+            return False
+        found = self._options.arena.find(payload) if self._options.arena is not None else None
+        if found is None:
+            if len(payload) > SMALL_BYTES or not self._stream.send_now(encode_header(frame), payload):
+                return False
+            self.counters.sent.add(frame.kind, HEADER_BYTES, len(payload))
+            return True
+        segment, offset = found
+        if segment.number not in self._told:
+            return False
+        if not self._stream.send_now(encode_header(frame, SHARED, segment.number, offset)):
+            return False
+        self.counters.sent.add(frame.kind, HEADER_BYTES, shared=len(payload))
+        return True
 
     def _transmit(self, frame: Frame, payload: memoryview, corrupt: bool) -> None:
         arena = self._options.arena

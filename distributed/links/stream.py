@@ -15,6 +15,9 @@ from distributed.errors import LinkClosed, LinkTimeout
 
 # Bytes in flight inside one machine stay in the cache with small buffers; between machines the kernel tunes them.
 LOCAL_BUFFER_BYTES = 1 << 18
+# Who waits for much is woken when so much is there (half of what may be under way), not for each of the packets.
+WAKE_BYTES = LOCAL_BUFFER_BYTES // 2
+LARGE_BYTES = 1 << 20  # what much is: asking for it costs two calls of the kernel
 
 
 class SocketStream:
@@ -30,6 +33,7 @@ class SocketStream:
     def __init__(self, connected: socket.socket, stall_seconds: float, silence_seconds: float | None = None):
         self.socket = connected
         connected.settimeout(None)
+        self._wakes_late = connected.family != socket.AF_UNIX and self.local
         if connected.family != socket.AF_UNIX:
             connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -81,6 +85,19 @@ class SocketStream:
         except OSError as error:
             _broken(error)
 
+    def send_now(self, *parts: bytes | memoryview) -> bool:
+        """Write all parts if that needs no waiting; False where nothing is written, for whatever reason.
+
+        Only for Unix sockets, which take so much at once or not at all, and for a few KiB.
+        """
+        try:
+            count = self.socket.sendmsg(parts, [], socket.MSG_DONTWAIT)
+        except OSError:  # full, or broken: `send` says so
+            return False
+        if count < sum(map(len, parts)):
+            self.shutdown()  # the peer must not take the rest for a frame
+        return True
+
     def receive(self, buffer: memoryview, begun: bool = True, until: float | None = None) -> int:
         """Fill the buffer; return how many bytes came, fewer only where the stream has ended.
 
@@ -89,6 +106,26 @@ class SocketStream:
 
         Raises LinkTimeout and LinkClosed like `send`.
         """
+        count = 0
+        if len(buffer) >= LARGE_BYTES and self._wakes_late:
+            # Only as long as so much is certain to follow: the end comes by itself.
+            first = buffer[: len(buffer) - WAKE_BYTES]
+            self._wake_at(WAKE_BYTES)
+            count = self._fill(first, begun, until)
+            self._wake_at(1)
+            if count < len(first):
+                return count
+        return count + self._fill(buffer[count:], begun or count > 0, until)
+
+    def _wake_at(self, count: int) -> None:
+        """Let waits for bytes end once so many are there, or the stream does, or the deadline is over."""
+        try:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, count)
+        except OSError as error:
+            _broken(error)
+
+    def _fill(self, buffer: memoryview, begun: bool, until: float | None) -> int:
+        """See `receive`."""
         count = 0
         while count < len(buffer):
             arrived = self._arrive(buffer[count:], begun or count > 0, until, socket.MSG_WAITALL)

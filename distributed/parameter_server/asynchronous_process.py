@@ -24,6 +24,7 @@ class AsynchronousWork(Worker):
     """Worker `job.number`: computes tickets from whatever values it was answered, and clips its own gradients."""
 
     _core: AsynchronousWorker  # type: ignore[assignment]
+    _gradients_are_only_read = False  # they are clipped in place
 
     def __init__(self, job: Job, control: Control):
         self._leaves = [range(0)]

@@ -8,6 +8,7 @@ import torch
 
 from distributed.arithmetic import clip_, square_sums
 from distributed.buffers import BufferPool
+from distributed.large_memory import large_zeros
 from distributed.optimizers import Optimizer
 from distributed.shards import Piece, ShardMap
 
@@ -38,7 +39,7 @@ class Shard:
         self._layout, self._optimizer = layout, optimizer
         size = shard_map.size(number)
         self.values = allocate(size).zero_()
-        self.moments = {slot: torch.zeros(size) for slot in optimizer.slots}
+        self.moments = {slot: large_zeros(size) for slot in optimizer.slots}
         self.updates = 0
         self.applied = 0
 

@@ -33,6 +33,8 @@ class Withdrawn(Exception):
 class Worker:
     """Worker `job.number`: computes the gradients of its share of each step."""
 
+    _gradients_are_only_read = True
+
     def __init__(self, job: Job, control: Control):
         self._job, self._control = job, control
         self._timeline = Timeline(f"worker {job.number}")
@@ -49,7 +51,12 @@ class Worker:
         self._changed = threading.Condition()  # guards the protocol's state
         self._core = self._protocol(job.number, setup)
         self._gradients = NodeGradients(
-            self._workload, model, self._flat, setup.shard_map.pieces, self._wait_for_parameters
+            self._workload,
+            model,
+            self._flat,
+            setup.shard_map.pieces,
+            self._wait_for_parameters,
+            only_read=self._gradients_are_only_read,
         )
         self._computing: tuple[int, Node] = (0, (0, 0))
         self._over = False

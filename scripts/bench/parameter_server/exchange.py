@@ -115,9 +115,9 @@ def exchange_part(found: Sequence[dict[str, Any]]) -> Part:
         "Communication of a step",
         [
             f"{found[0]['workers']} workers, {found[0]['servers']} servers, one thread each; nothing is computed. The "
-            "parameter server's time includes setting the gradient buffer to zero, that of the all-reduce (gloo, two "
-            "processes, the whole gradient at once, then fused Adam in each) does not. `memcpy`: one copy of as many "
-            "parameters in one process.",
+            "parameter server's time includes writing the gradient of one parameter in eight (that of the others is "
+            "zero from the buffer's last use), that of the all-reduce (gloo, two processes, the whole gradient at "
+            "once, then fused Adam in each) does not. `memcpy`: one copy of as many parameters in one process.",
             table([*heads, "way", "ms a step", "÷ all-reduce", "CPU ms a step, all processes"], rows),
             "Bytes of a step, as the links count what all workers and servers send each other; formula: 2 × workers × "
             "parameters × 4.",
