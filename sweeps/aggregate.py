@@ -12,6 +12,7 @@ from nmt.evaluation.catalogue import rank
 from sweeps.plan import PlannedRow, SweepPlan
 from sweeps.results import Replicate, read_replicate
 from sweeps.spec import Published
+from sweeps.undisturbed import compared
 
 TIMINGS = ("exclusive", "shared")
 
@@ -108,7 +109,7 @@ def aggregate(plan: SweepPlan) -> list[RowResult]:
         result = aggregate_row(row, [read_replicate(plan.store, run.config, run.run_id) for run in row.runs])
         others = (one.code for one in result.complete if one.code and not plan.code.made(one.code))
         results.append(dataclasses.replace(result, other_code=tuple(others)))
-    return results
+    return compared(plan, results) if plan.spec.apart else results
 
 
 def aggregate_row(row: PlannedRow, replicates: Sequence[Replicate]) -> RowResult:

@@ -86,6 +86,11 @@ def _process(name: str, form: str, unit: float = 1.0) -> Cell:
     return cell
 
 
+def _same_bits(row: RowResult, metric: str) -> str:
+    values = row.processes.get("same_bits")
+    return NOTHING if values is None else "yes" if values.min == 1.0 else "no"
+
+
 def _best(row: RowResult, metric: str) -> str:
     best = row.best_run(metric)
     return NOTHING if best is None else f"s{best.seed} @ {best.best_step:,}"
@@ -187,6 +192,13 @@ COLUMNS: dict[str, Column] = {
     "steps_lost": Column(
         title="steps lost", cell=_process("steps_lost", ",.0f"), note="steps lost: made, and made again after a loss"
     ),
+    "loss_difference": Column(
+        title="loss diff.",
+        cell=_process("loss_difference", ".2g"),
+        note="loss diff.: the largest difference of validation log-perplexity from the undisturbed row of the same "
+        "training; same bits: whether parameters were the same at every evaluation",
+    ),
+    "same_bits": Column(title="same bits", cell=_same_bits),
     "best": Column(
         title="best",
         cell=_best,

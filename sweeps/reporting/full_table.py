@@ -13,6 +13,7 @@ from sweeps.process_figures import FIGURES as PROCESS_FIGURES
 from sweeps.reporting.significance import significance_record
 from sweeps.reporting.table import baseline_tests, marks
 from sweeps.significance import RowContrast, Significance
+from sweeps.undisturbed import FIGURES as DIFFERENCES
 
 FIGURES = (
     "log_perplexity", "steps", "convergence_steps", "convergence_tokens", "peak_memory_bytes", "joules_per_1000_tokens",
@@ -31,7 +32,7 @@ def to_csv(plan: SweepPlan, results: Sequence[RowResult], tests: Significance | 
         list(dict.fromkeys(name for row in results for name in row.metrics)),
         plan.config.validation.metric,
     )
-    own = [name for name in plan.spec.columns if name in PROCESS_FIGURES]
+    own = [name for name in plan.spec.columns if name in (*PROCESS_FIGURES, *DIFFERENCES)]
     records = [_record(row, metrics, chosen_by, tests.rows.get(row.label), own) for row in results]
     out = io.StringIO()
     writer = csv.DictWriter(out, fieldnames=list(records[0]), lineterminator="\n")

@@ -26,6 +26,7 @@ from distributed.links.shared_memory import SharedArena
         ("stop@worker0.push:3", Fault("stop", "worker", 0, "push", 3)),
         ("drop@worker12.push:4", Fault("drop", "worker", 12, "push", 4)),
         ("delay@server0.reply:7:0.5", Fault("delay", "server", 0, "reply", 7, 0.5)),
+        ("pause@worker1.forward:7:1", Fault("pause", "worker", 1, "forward", 7, 1.0)),
         ("corrupt@coordinator0.mid_plan:0", Fault("corrupt", "coordinator", 0, "mid_plan", 0)),
     ],
 )
@@ -54,7 +55,7 @@ def test_what_is_no_fault(text: str) -> None:
     assert caught.value.where == "distribution.faults"
 
 
-@pytest.mark.parametrize("text", ["kill@server1.apply:5:1", "delay@server1.apply:5"])
+@pytest.mark.parametrize("text", ["kill@server1.apply:5:1", "delay@server1.apply:5", "pause@server1.apply:5"])
 def test_seconds_belong_to_delays(text: str) -> None:
     with pytest.raises(DistributedError, match="say for how many seconds; allowed: delay@"):
         Fault.parse(text)
