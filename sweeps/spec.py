@@ -163,7 +163,7 @@ def _read_spec(path: Path) -> SweepSpec:
         published_source=read_text(data, "published_source", str(path), required=False),
         overrides=read_override_list(data, str(path)),
         systems=_systems(data, f"{path}: systems"),
-        apart=_read_flag(data, "apart", str(path)),
+        apart=read_flag(data, "apart", str(path)),
         columns=_read_columns(data, str(path)),
     )
 
@@ -244,7 +244,8 @@ def refuse_shared_labels(labels: Sequence[str], where: str) -> None:
             raise UserError(f"{count} rows are labelled '{label}'", where=where)
 
 
-def _read_flag(data: Mapping[str, Any], name: str, where: str) -> bool:
+def read_flag(data: Mapping[str, Any], name: str, where: str) -> bool:
+    """True or false under `name`, false where it is absent. Raises UserError for anything else."""
     value = data.get(name, False)
     if not isinstance(value, bool):
         raise UserError(f"'{value}' is neither true nor false", where=f"{where}.{name}")
