@@ -67,6 +67,16 @@ def _others(experiment: Experiment, words: Sequence[str], console: Console) -> F
 
         say(console, "emulated: stages are timed here, machines are not there")
         found += emulate(experiment.emulated, experiment.name, words)
+    if experiment.network is not None:
+        from sweeps.studies.network import run_on_hosts
+
+        say(console, "measured: every process on a host of its own, over cables of a given rate")
+        found += run_on_hosts(experiment.network, words, f"{experiment.name}.network")
+    if experiment.largest is not None:
+        from sweeps.studies.largest import grow
+
+        say(console, "measured: models are grown until a node is killed")
+        found += grow(experiment.largest, words, f"{experiment.name}.largest")
     return found
 
 
