@@ -23,8 +23,12 @@ from sweeps.studies.limits import MemoryGroup, address_of, lay_cable, lay_switch
 
 PORT = 7000  # of the coordinator, on a host of its own
 PAUSE = 0.05  # seconds between looks at who has ended
-PRELOAD = ("nmt.train", "nmt.training.fit", "nmt.training.workload", "nmt.models.decoding", "distributed.launch",
-           "distributed.agent", "sacrebleu.metrics")  # fmt: skip
+PRELOAD = (
+    "nmt.train", "nmt.training.fit", "nmt.training.workload", "nmt.models.decoding", "nmt.models.fine_stages",
+    "sacrebleu.metrics", "distributed.launch", "distributed.agent", "distributed.parameter_server.worker",
+    "distributed.parameter_server.server", "distributed.ring.worker", "distributed.ring_tmp.worker",
+    "torch.fx.experimental.symbolic_shapes", "torch._refs", "torch._decomp",  # torch loads them where it infers shapes
+)  # fmt: skip
 
 
 def main() -> int:
