@@ -147,7 +147,7 @@ def claim_lines(verdict: Verdict) -> Iterator[str]:
     yield f"{verdict_words(verdict)}{where}"
     if verdict.comparisons:
         holding = sum(one.holds for one in verdict.comparisons)
-        said = f"{holding} of {counted(len(verdict.comparisons), 'comparison')} hold ({claim.figure}: {claim.expect})"
+        said = f"{holding} of {len(verdict.comparisons)} comparisons hold ({claim.figure}: {claim.expect})"
         yield said
     if verdict.refused:
         yield "values that are not there: " + "; ".join(dict.fromkeys(reason for reason, _ in verdict.refused))
