@@ -59,7 +59,7 @@ def _pictures(results: Sequence[RowResult], metric: str, name: str) -> tuple[Pic
     pictures = []
     for axis in AXES:
         curves = [one for one in found[LOG_PERPLEXITY, axis] if axis != "seconds" or one.label not in refused]
-        if curves:
+        if curves and (axis != "seconds" or len(curves) > 1):  # one alone compares nothing
             title = f"Validation loss against {AXIS_TITLES[axis]}"
             pictures.append(
                 Picture(

@@ -72,7 +72,7 @@ def test_points_of_trained_rows() -> None:
     assert [row[0] for row in table.rows] == ["PS", "RingTMP", "not yet"]
     assert any("2 processes compute on 1 core" in text for text in table.legend)
     seconds = [one for one in found.pictures if one.name == "e-seconds"]
-    assert [[curve.label for curve in one.curves] for one in seconds] == [["PS"]]  # whose times may be shown
+    assert seconds == []  # one row alone has times that may be shown, and compares nothing
 
 
 @pytest.mark.parametrize(
