@@ -55,6 +55,13 @@ def test_a_dry_run_says_what_would_be_done(nmt: Command, tmp_path: Path) -> None
     assert not (tmp_path / "none").exists()
 
 
+def test_runs_apart_make_no_pack(nmt: Command, tmp_path: Path) -> None:
+    code, _, error = nmt("pack", "sweep=ringtmp_idle", f"to={tmp_path / 'p.zip'}")
+    assert code == 2
+    assert "keeps its runs apart" in error
+    assert not (tmp_path / "p.zip").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
