@@ -59,7 +59,7 @@ class Gang:
         """Start all, wait for the coordinator or for the first member that dies, and end the others."""
         try:
             if self.asked["memory"]:
-                name = f"nmt-{os.getpid()}"
+                name = f"nmt-{os.getpid()}-{time.time_ns()}"  # none that a gang of long ago may have left
                 self.groups = {
                     number: MemoryGroup(f"{name}-{number}", self.asked["memory"])
                     for number, role in enumerate(self.roles, start=1)
