@@ -58,7 +58,7 @@ class RunFigures:
         wire: where gradients do not travel as they are, the bytes of a step's and their share of those in fp32.
         memory: bytes at the peak; a worker's, a server's, the coordinator's (the largest of each), and all together.
         energy: as `EnergyOfHosts.to_dict` gives it.
-        processes: what each process said itself.
+        processes: what each process said itself, and `step_seconds`, the time of steps since it was first heard of.
         """
         for name in reports:
             self._joined.setdefault(name, self._seconds if self._heard else 0.0)
@@ -77,7 +77,10 @@ class RunFigures:
         return found | {
             "memory": self._memory(own),
             "energy": self._energy.to_dict(),
-            "processes": {name: _told(said) for name, said in sorted(self._heard.items())},
+            "processes": {
+                name: _told(said) | {"step_seconds": self._seconds - self._joined[name]}
+                for name, said in sorted(self._heard.items())
+            },
         }
 
     def _idle(self, reports: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:

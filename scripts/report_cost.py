@@ -146,9 +146,9 @@ def _seconds_of(command: Sequence[str]) -> tuple[float, float]:
 def _stages(path: Path, words: Sequence[str]) -> None:
     from sweeps.reporting.document import to_document
     from sweeps.reporting.findings import find
+    from sweeps.reporting.full_table import to_csv
     from sweeps.reporting.latex import to_latex
     from sweeps.reporting.page import to_page
-    from sweeps.reporting.table import to_csv
 
     with _stage("plan"):
         plan = make_plan(load_spec(str(path)), words)

@@ -12,6 +12,7 @@ from nmt.evaluation.catalogue import rank
 from sweeps.plan import PlannedRow, SweepPlan
 from sweeps.results import Replicate, read_replicate
 from sweeps.spec import Published
+from sweeps.undisturbed import compared
 
 TIMINGS = ("exclusive", "shared")
 
@@ -39,7 +40,8 @@ class RowResult:
 
     `metrics` holds statistics over replicates of each test metric (`bleu`, …); a diverged replicate counts like any
     other, with the score of its best checkpoint. `tokens_per_second` and `convergence_seconds` are kept apart by
-    timing, since a run that shared the machine was slower for no reason of its own. `other_code` names, for each
+    timing, since a run that shared the machine was slower for no reason of its own. `processes` are the figures of
+    `sweeps.process_figures`, and `refused` is why times are not among them. `other_code` names, for each
     complete replicate that other code than the present has trained, that code. `imported` says of a row that is another
     system's outputs where they come from (`sweeps.imported`), and is empty for our own.
     """
@@ -59,6 +61,8 @@ class RowResult:
     joules_per_1000_tokens: Statistics | None = None
     idle_workers: Statistics | None = None
     staleness: Statistics | None = None
+    processes: dict[str, Statistics] = field(default_factory=dict)
+    refused: str = ""
     parameters: int | None = None
     published: Published | None = None
     differs: tuple[str, ...] = ()
@@ -105,7 +109,7 @@ def aggregate(plan: SweepPlan) -> list[RowResult]:
         result = aggregate_row(row, [read_replicate(plan.store, run.config, run.run_id) for run in row.runs])
         others = (one.code for one in result.complete if one.code and not plan.code.made(one.code))
         results.append(dataclasses.replace(result, other_code=tuple(others)))
-    return results
+    return compared(plan, results) if plan.spec.apart else results
 
 
 def aggregate_row(row: PlannedRow, replicates: Sequence[Replicate]) -> RowResult:
@@ -127,6 +131,8 @@ def aggregate_row(row: PlannedRow, replicates: Sequence[Replicate]) -> RowResult
         joules_per_1000_tokens=describe(replicate.joules_per_1000_tokens for replicate in done),
         idle_workers=describe(replicate.idle_workers for replicate in done),
         staleness=describe(replicate.staleness for replicate in done),
+        processes=_process_figures(done),
+        refused=next((replicate.refused for replicate in done if replicate.refused), ""),
         parameters=next((replicate.parameters for replicate in done if replicate.parameters is not None), None),
         published=row.spec.published,
         differs=row.differs,
@@ -138,6 +144,12 @@ def summarise(replicates: Sequence[Replicate]) -> dict[str, Statistics]:
     """Statistics of each test metric that one of the replicates has."""
     names = dict.fromkeys(name for replicate in replicates for name in replicate.metrics)
     described = {name: describe(replicate.metrics.get(name) for replicate in replicates) for name in names}
+    return {name: values for name, values in described.items() if values is not None}
+
+
+def _process_figures(replicates: Sequence[Replicate]) -> dict[str, Statistics]:
+    names = dict.fromkeys(name for replicate in replicates for name in replicate.processes)
+    described = {name: describe(replicate.processes.get(name) for replicate in replicates) for name in names}
     return {name: values for name, values in described.items() if values is not None}
 
 

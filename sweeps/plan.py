@@ -14,6 +14,7 @@ from nmt.config import RunConfig, to_dict, train_id
 from nmt.config.compose import groups
 from nmt.config.schema import SearchConfig, SplitConfig
 from nmt.errors import UserError
+from sweeps.apart import folder_of, own_id, placed, store_of
 from sweeps.conditions import differences_from_published
 from sweeps.ledger import Question, Superseded, superseded
 from sweeps.results import Replicate, read_replicate
@@ -42,13 +43,13 @@ class PlannedRun:
 
     @property
     def run_id(self) -> str:
-        """`<train_id>/s<seed>`."""
+        """`<train_id>/s<seed>`, in a sweep of runs apart with their store in front."""
         return self.found.run_id
 
     @property
     def train_id(self) -> str:
         """Identity of the training, without a seed."""
-        return self.run_id.partition("/")[0]
+        return own_id(self.run_id).partition("/")[0]
 
     @property
     def todo(self) -> str:
@@ -153,7 +154,10 @@ class SweepPlan:
             WorkItem(
                 title=f"{runs[0].label} · seed {runs[0].config.seed}",
                 run_ids=tuple(run.run_id for run in runs),
-                configs=tuple(plain[run.label, run.train_id] | {"seed": run.config.seed} for run in runs),
+                configs=tuple(
+                    placed(plain[run.label, run.train_id], store_of(run.run_id)) | {"seed": run.config.seed}
+                    for run in runs
+                ),
             )
             for runs in items.values()
         ]
@@ -189,7 +193,7 @@ def make_plan(
     composed = [(row, config) for row, config in composed if row.label not in left_out]
     store, code = ArchivedRunStore(first.paths.runs, archives), code or PresentCode()
     known = code if reuse == "same_code" else None
-    replicates = [_replicates(row, config, store, known) for row, config in composed]
+    replicates = [_replicates(row, config, store, known, spec.apart) for row, config in composed]
     metric = first.validation.metric
     scores = {
         row.label: partial(_score, replicate, metric) for (row, _), replicate in zip(composed, replicates, strict=True)
@@ -225,10 +229,10 @@ def plan_again(plan: SweepPlan) -> SweepPlan:
 
 
 def _replicates(
-    row: RowSpec, config: RunConfig, store: ArchivedRunStore, code: PresentCode | None
+    row: RowSpec, config: RunConfig, store: ArchivedRunStore, code: PresentCode | None, apart: bool
 ) -> Callable[[int], PlannedRun]:
     """Replicate i of a row, looked up once; with `code`, what other code made does not count."""
-    name = train_id(config)
+    name = f"{folder_of(config)}/{train_id(config)}" if apart else train_id(config)
 
     @cache
     def replicate(number: int) -> PlannedRun:

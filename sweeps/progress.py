@@ -99,7 +99,7 @@ class PlainProgress:
     def _ending(self, run: PlannedRun, status: RunStatus) -> str:
         if status.state == "failed":
             return f"failed: {status.error}"
-        score = read_replicate(self.plan.store, run.config).metrics.get(self.metric)
+        score = read_replicate(self.plan.store, run.config, run.run_id).metrics.get(self.metric)
         return status.state if score is None else f"{status.state}  test {self.metric} {score:.2f}"
 
     def _line(self, run: PlannedRun, text: str) -> None:

@@ -11,6 +11,7 @@ from nmt.config import RunConfig, decode_id
 from nmt.config.identity import run_id
 from nmt.evaluation.catalogue import METRICS, key
 from nmt.runs import RunStore
+from sweeps.process_figures import read_figures
 from sweeps.reuse import code_name
 
 LOG_PERPLEXITY = "val/teacher_forced/log_perplexity"
@@ -24,8 +25,9 @@ class Replicate:
     `complete` says that nothing is left to do. Times are in seconds, and `timing` says whether the run had the machine
     to itself (`exclusive`) or not (`shared`). `code` names what trained it (`sweeps.reuse.code_name`), empty where that
     is unknown. `validation` are decoded metrics of the validation split at the chosen checkpoint, by their short names;
-    `log_perplexity` is of the same split, in nats per target token. `directory` is where the run's files can be read,
-    among the runs or in an archive.
+    `log_perplexity` is of the same split, in nats per target token. `processes` are those of `sweeps.process_figures`,
+    and `refused` says why times are not among them. `directory` is where the run's files can be read, among the
+    runs or in an archive.
     """
 
     run_id: str
@@ -51,6 +53,8 @@ class Replicate:
     joules_per_1000_tokens: float | None = None
     idle_workers: float | None = None
     staleness: float | None = None
+    processes: Mapping[str, float] = field(default_factory=dict)
+    refused: str = ""
     timing: str = ""
     code: str = ""
     directory: Path = Path()
@@ -67,7 +71,8 @@ def read_replicate(store: RunStore, config: RunConfig, name: str | None = None, 
     result = store.read_json(name, "result.json")
     if status.state == "queued" and result is None:
         return Replicate(run_id=name, seed=config.seed, state=status.state, directory=store.directory(name))
-    code = code_name((store.read_json(name, "env.json") or {}).get("code"))
+    environment = store.read_json(name, "env.json") or {}
+    code = code_name(environment.get("code"))
     if result is None or status.state not in ("finished", "diverged"):
         where = store.directory(name)
         return Replicate(
@@ -80,6 +85,7 @@ def read_replicate(store: RunStore, config: RunConfig, name: str | None = None, 
         wanted = decoding or decode_id(best["checkpoint_digest"], config)
         record = store.read_json(name, f"decodes/{wanted}.json") or {}
     convergence = result.get("convergence") or {}
+    figures = read_figures(config, result, environment, store.directory(name))
     return Replicate(
         run_id=name,
         seed=config.seed,
@@ -113,6 +119,8 @@ def read_replicate(store: RunStore, config: RunConfig, name: str | None = None, 
         joules_per_1000_tokens=_number(result, "energy", "joules_per_1000_tokens"),
         idle_workers=_number(result, "distribution", "idle", "workers"),
         staleness=_number(result, "distribution", "staleness", "mean"),
+        processes=figures.values,
+        refused=figures.refused,
         timing=result.get("timing") or "",
         code=code,
         directory=store.directory(name),

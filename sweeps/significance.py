@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from sweeps.aggregate import RowResult
+from sweeps.apart import own_id
 from sweeps.results import Replicate
 from sweeps.statistics.contrasts import Contrast, contrast
 from sweeps.statistics.families import VarianceCheck, dunnett, holm, variance_check
@@ -120,7 +121,7 @@ def contrast_of(row: Scores, base: Scores) -> Contrast:
 
 
 def _train_ids(scores: Scores) -> set[str]:
-    return {run_id.partition("/")[0] for run_id, _ in scores}
+    return {own_id(run_id).partition("/")[0] for run_id, _ in scores}
 
 
 def _pooled(base: Scores, others: dict[str, Scores], contrasts: dict[str, Contrast]) -> dict[str, float]:

@@ -2,6 +2,8 @@
 
 title: what the sweep is about, in a few words
 replicates: 2                  # of each row, or a rule: until ci<0.3 max=12 (`sweeps.until`); absent: as the scale says
+apart: true                    # train rows that differ in nothing but `distribution` each (`sweeps.apart`); optional
+columns: [score, idle_mean]    # of the table, where the command line names none; optional
 baseline: additive             # label of the row that the others are compared with; optional
 published_source: a paper      # where the published numbers stand, and what exactly they are; optional
 overrides: [data=toy_copy]     # config overrides of all rows
@@ -34,7 +36,9 @@ from nmt.config.compose import CONF, read_yaml
 from nmt.errors import UserError, did_you_mean
 from sweeps.until import read_until
 
-SWEEP_KEYS = ("title", "replicates", "baseline", "published_source", "overrides", "test", "rows", "systems")
+SWEEP_KEYS = (
+    "title", "replicates", "apart", "columns", "baseline", "published_source", "overrides", "test", "rows", "systems",
+)  # fmt: skip
 ROW_KEYS = ("label", "experiment", "overrides", "test", "published")
 SYSTEM_KEYS = ("label", "published", "source", "unconfirmed")
 PUBLISHED_NUMBERS = ("mean", "std", "max", "params_M")
@@ -88,6 +92,8 @@ class SweepSpec:
     """Rows that are trained in replicates and shown in one table.
 
     `replicates` is None where the scale decides, or the rule `until` (`sweeps.until`), which is empty without one.
+    `apart` keeps the runs of each distribution in a store of their own (`sweeps.apart`); `columns` are those of the
+    table, empty for the usual ones.
     """
 
     name: str
@@ -99,6 +105,8 @@ class SweepSpec:
     published_source: str = ""
     overrides: tuple[str, ...] = ()
     systems: tuple[SystemSpec, ...] = ()
+    apart: bool = False
+    columns: tuple[str, ...] = ()
 
 
 def available_sweeps(conf: Path | None = None) -> dict[str, str]:
@@ -155,6 +163,8 @@ def _read_spec(path: Path) -> SweepSpec:
         published_source=read_text(data, "published_source", str(path), required=False),
         overrides=read_override_list(data, str(path)),
         systems=_systems(data, f"{path}: systems"),
+        apart=read_flag(data, "apart", str(path)),
+        columns=_read_columns(data, str(path)),
     )
 
 
@@ -232,6 +242,22 @@ def refuse_shared_labels(labels: Sequence[str], where: str) -> None:
     for label, count in Counter(labels).items():
         if count > 1:
             raise UserError(f"{count} rows are labelled '{label}'", where=where)
+
+
+def read_flag(data: Mapping[str, Any], name: str, where: str) -> bool:
+    """True or false under `name`, false where it is absent. Raises UserError for anything else."""
+    value = data.get(name, False)
+    if not isinstance(value, bool):
+        raise UserError(f"'{value}' is neither true nor false", where=f"{where}.{name}")
+    return value
+
+
+def _read_columns(data: Mapping[str, Any], where: str) -> tuple[str, ...]:
+    """Names of columns; which there are is checked where they are laid out."""
+    value = data.get("columns") or []
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise UserError("must be a list of text", where=f"{where}.columns", hint="such as [score, steps]")
+    return tuple(value)
 
 
 def _published(data: Any, where: str) -> Published | None:

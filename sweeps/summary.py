@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from nmt.passwords import without_password
 from nmt.runs import runs_directory
+from sweeps.apart import own_id, store_of
 from sweeps.plan import SweepPlan
 from sweeps.screen import near, say
 
@@ -69,7 +70,9 @@ def next_steps(
         lines.append(("add replicates", f"{again} replicates={plan.config.replicates + 1}"))
     if best:
         winner = max(best, key=lambda run: preference(metric, run))
-        lines.append(("translate", f"nmt translate run={winner.run_id}{runs} < text"))
+        if own := store_of(winner.run_id):
+            runs = f" {shlex.quote(f'paths.runs={plan.config.paths.runs}/{own}')}"
+        lines.append(("translate", f"nmt translate run={own_id(winner.run_id)}{runs} < text"))
     if model:
         lines.append(("model", model))
     for what, how in lines:

@@ -13,6 +13,7 @@ from nmt.config import RunConfig, from_dict
 from nmt.errors import UserError
 from nmt.events import record_death
 from nmt.runs import LeaseLostError, LocalRunStore, RunBusyError, RunStore
+from sweeps.apart import own_id
 
 if TYPE_CHECKING:
     from nmt.training.observers import Observer
@@ -80,11 +81,11 @@ def run_work_item(item: WorkItem, observer: Observer | None = None) -> list[Outc
         except RunBusyError as error:
             outcomes.append(Outcome(run_id=run_id, state="running", error=str(error)))
         except UserError as error:
-            record_failure(store, run_id, str(error))
+            record_failure(store, own_id(run_id), str(error))
             outcomes.append(Outcome(run_id=run_id, state="failed", error=str(error)))
         except Exception as error:
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            record_failure(store, run_id, reason, details=traceback.format_exc())
+            record_failure(store, own_id(run_id), reason, details=traceback.format_exc())
             outcomes.append(Outcome(run_id=run_id, state="failed", error=reason, retry=True))
         if outcomes[-1].state == "interrupted":
             break
@@ -98,7 +99,7 @@ def _train(item: WorkItem, config: RunConfig, store: RunStore, run_id: str, watc
     except LeaseLostError:
         raise
     except RunBusyError:
-        if not store.outlives_holder(run_id):
+        if not store.outlives_holder(own_id(run_id)):
             raise
         return train(config, timing=item.timing, **watched)  # the node that held the run is dead
 

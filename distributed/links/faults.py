@@ -4,6 +4,7 @@
 
     kill     the process sends itself SIGKILL when it reaches the phase of that step
     stop     likewise SIGSTOP: it stands still until somebody sends SIGCONT
+    pause    SIGSTOP, and once it stands still for `seconds` another process sends it SIGCONT
     hang     the thread that reaches it waits for ever; the others go on, signs of life too
     delay    it sleeps for `seconds`
     drop     a frame of the phase and step is numbered but never written
@@ -15,8 +16,10 @@ would fail at the same point again.
 
 from __future__ import annotations
 
+import os
 import re
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Sequence
@@ -26,7 +29,8 @@ from distributed.errors import DistributedError
 
 SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
 FRAME_ACTIONS = ("drop", "corrupt")
-ACTIONS = (*SIGNALS, "hang", "delay", *FRAME_ACTIONS)
+TIMED = ("delay", "pause")
+ACTIONS = (*SIGNALS, "hang", *TIMED, *FRAME_ACTIONS)
 _FORM = re.compile(
     r"(?P<action>[a-z]+)@(?P<role>[a-z]+)(?P<id>\d+)\.(?P<phase>\w+):(?P<step>\d+)(:(?P<seconds>[\d.]+))?"
 )
@@ -49,13 +53,13 @@ class Fault:
         match = _FORM.fullmatch(text)
         seconds = _seconds(match["seconds"]) if match else None
         if match is None or match["action"] not in ACTIONS or seconds is None:
-            forms = [f"{action}@<role><id>.<phase>:<step>{':<seconds>' * (action == 'delay')}" for action in ACTIONS]
+            forms = [f"{action}@<role><id>.<phase>:<step>{':<seconds>' * (action in TIMED)}" for action in ACTIONS]
             raise DistributedError(f"'{text}' is not a fault", where=where, allowed=forms)
-        if (match["action"] == "delay") != (match["seconds"] is not None):
+        if (match["action"] in TIMED) != (match["seconds"] is not None):
             raise DistributedError(
-                f"'{text}' must {'' if match['action'] == 'delay' else 'not '}say for how many seconds",
+                f"'{text}' must {'' if match['action'] in TIMED else 'not '}say for how many seconds",
                 where=where,
-                allowed=["delay@<role><id>.<phase>:<step>:<seconds>"],
+                allowed=[f"{action}@<role><id>.<phase>:<step>:<seconds>" for action in TIMED],
             )
         return cls(match["action"], match["role"], int(match["id"]), match["phase"], int(match["step"]), seconds)
 
@@ -89,8 +93,10 @@ class Faults:
         elif fault.action == "hang":
             threading.Event().wait()
         else:
+            if fault.action == "pause":
+                _wake_later(fault.seconds)
             # To this thread: a signal to the process may reach another first, and this one would go on for a moment.
-            signal.pthread_kill(threading.get_ident(), SIGNALS[fault.action])
+            signal.pthread_kill(threading.get_ident(), SIGNALS.get(fault.action, signal.SIGSTOP))
 
     def of_frame(self, phase: str, step: int) -> str | None:
         """`drop` or `corrupt` where that is to happen to a frame; asked by links as they write it."""
@@ -102,3 +108,14 @@ class Faults:
             return None
         with self._lock:
             return self._armed.pop((of_frame, phase, step), None)
+
+
+def _wake_later(seconds: float) -> None:
+    """Have a process wake this one up, once it has stood still for some seconds; it ends with this one, too."""
+    here = f"/proc/{os.getpid()}"
+    script = (
+        f"while [ -e {here} ] && ! grep -q '^State:.T' {here}/status; do sleep 0.02; done; "
+        f"sleep {seconds}; kill -CONT {os.getpid()}"
+    )
+    quiet = subprocess.DEVNULL
+    subprocess.Popen(["sh", "-c", script], stdin=quiet, stdout=quiet, stderr=quiet)

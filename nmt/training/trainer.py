@@ -91,6 +91,8 @@ class Trainer:
         after a signal, LeaseLostError where another attempt has taken the run over, and what the strategy raises.
         """
         self._resume()
+        if self.state.step:
+            self.faults.resumed()
         self._energy = EnergyAccount(self.state, self.strategy.report())
         if self.timing == "shared":
             self.state.timing = "shared"

@@ -27,8 +27,10 @@ Examples:
   nmt reproduce table=5 scale=cpu_table                # run what is missing, report, judge
   nmt reproduce table=5 scale=cpu_table dry_run=true   # what would run, and what it would cost
   nmt reproduce table=all scale=cpu_table results=docs/results
+  nmt reproduce study=ringtmp                          # five experiments on RingTMP and the parameter server
 
 Exit codes: those of `nmt claims` (0 none reversed, 1 some reversed, 2 runs missing), and 75 interrupted and resumable.
+Of a study: 0 every run is there, whatever the verdicts, 2 some are missing, 75 interrupted and resumable.
 """
 
 
@@ -37,6 +39,8 @@ class ReproduceOptions:
     """What `nmt reproduce` takes beside config overrides."""
 
     table: str = option("", "number of a table of the paper, or all")
+    study: str = option("", "a study of conf/study instead of a table: experiments and the claims that they test")
+    experiments: list[str] = option(list, "of a study, those to run and judge, a,b,…; unset: all")
     claims: bool = option(True, "also run what the table's claims need beyond its rows: false leaves those not run")
     results: str = option("", RESULTS_HELP)
     dry_run: bool = option(False, "print rows, runs and what would be done, and start nothing")
@@ -48,11 +52,19 @@ def main(argv: Sequence[str]) -> int:
         ReproduceOptions,
         argv,
         verb="nmt reproduce",
-        summary="Train what a table of the paper still lacks, write its report, and judge what the paper claims of it. "
-        "Other words are config overrides for all runs, as in `nmt sweep`.",
+        summary="Train what a table of the paper, or a study, still lacks, write its report, and judge what is claimed "
+        "of it. Other words are config overrides for all runs, as in `nmt sweep`.",
         epilog=EXAMPLES,
         rest=True,
     )
+    if options.study:
+        if options.table:
+            raise UserError("goes with no table", where=f"study={options.study}", hint="give one of table= and study=")
+        from sweeps.studies.command import reproduce_study
+
+        return reproduce_study(options.study, options.experiments, words, options.dry_run)
+    if options.experiments:
+        raise UserError("are those of a study", where="experiments", hint="give study=… with them")
     from sweeps.claims.claim import load_claims
     from sweeps.execution import run_sweep
 

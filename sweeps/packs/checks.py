@@ -28,7 +28,8 @@ from sweeps.imported.store import digest_of
 from sweeps.packs.contents import Progress, statistics_name
 from sweeps.packs.files import CSV, MANIFEST, RUNS, TABLE, manifest_of, names_in
 from sweeps.packs.rebuilt import Rebuilt
-from sweeps.reporting.table import baseline_tests, make_table, to_csv, to_markdown
+from sweeps.reporting.full_table import to_csv
+from sweeps.reporting.table import baseline_tests, make_table, to_markdown
 from sweeps.results import LOG_PERPLEXITY, Replicate
 from sweeps.sentences import hypotheses
 

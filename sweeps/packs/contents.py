@@ -24,7 +24,8 @@ from sweeps.imported.store import TestSet, imported_systems
 from sweeps.packs.cleaning import cleaned, cleaned_config, cleaned_words
 from sweeps.packs.files import ABOUT, CSV, FORMAT_VERSION, README, REFERENCES, RUNS, SPEC, STATISTICS, TABLE, as_json
 from sweeps.plan import SweepPlan
-from sweeps.reporting.table import baseline_tests, make_table, to_csv, to_markdown
+from sweeps.reporting.full_table import to_csv
+from sweeps.reporting.table import baseline_tests, make_table, to_markdown
 from sweeps.results import Replicate
 from sweeps.sentences import hypotheses
 from sweeps.spec import SweepSpec

@@ -54,7 +54,11 @@ def main(argv: Sequence[str]) -> int:
     from sweeps.screen import near
     from sweeps.spec import load_spec
 
-    plan = make_plan(load_spec(options.sweep), words, archives=archive_directories(options.results))
+    spec = load_spec(options.sweep)
+    if spec.apart:
+        what = "keeps its runs apart, and a pack knows them by their ids alone"
+        raise UserError(what, where=f"sweep={options.sweep}", hint="nmt report writes its table and its sweep.json")
+    plan = make_plan(spec, words, archives=archive_directories(options.results))
     with progress_bar("sentence statistics") as progress:
         files = pack_files(plan, with_references=options.references, progress=progress)
     to = Path(options.to).expanduser()

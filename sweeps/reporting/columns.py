@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from nmt.errors import UserError, did_you_mean
 from nmt.evaluation.catalogue import best_form
 from sweeps.aggregate import RowResult, Statistics
+from sweeps.process_figures import CAUSES, OTHER
 from sweeps.wording import NOTHING, mean_and_sd
 
 Cell = Callable[[RowResult, str], str]
@@ -75,6 +76,21 @@ def _mean(name: str, form: str, unit: float = 1.0) -> Cell:
     return cell
 
 
+def _process(name: str, form: str, unit: float = 1.0) -> Cell:
+    """The mean of a figure of `sweeps.process_figures`."""
+
+    def cell(row: RowResult, metric: str) -> str:
+        values = row.processes.get(name)
+        return NOTHING if values is None else format(values.mean / unit, form)
+
+    return cell
+
+
+def _same_bits(row: RowResult, metric: str) -> str:
+    values = row.processes.get("same_bits")
+    return NOTHING if values is None else "yes" if values.min == 1.0 else "no"
+
+
 def _best(row: RowResult, metric: str) -> str:
     best = row.best_run(metric)
     return NOTHING if best is None else f"s{best.seed} @ {best.best_step:,}"
@@ -138,6 +154,51 @@ COLUMNS: dict[str, Column] = {
         cell=_mean("staleness", ".2f"),
         note="staleness: updates between a push's pull and its application, on average, of asynchronous runs",
     ),
+    "idle_mean": Column(
+        title="nodes idle %",
+        cell=_process("idle_mean", ".1f", 0.01),
+        note="nodes idle %, max, causes: shares of the time of steps in which nodes neither compute nor pack, the mean "
+        "over nodes and the largest; a message is not here (recv), a rule holds a node back (barrier), a peer does not "
+        "take what is sent (send), or no wait that a timeline knows (other)",
+    ),
+    "idle_max": Column(title="max idle %", cell=_process("idle_max", ".1f", 0.01)),
+    **{
+        f"{cause}_{form}": Column(
+            title=f"{cause.partition('_')[2]}{' max' if form == 'max' else ''} %",
+            cell=_process(f"{cause}_{form}", ".1f", 0.01),
+        )
+        for cause in (*CAUSES, OTHER)
+        for form in ("mean", "max")
+    },
+    "idle_servers": Column(title="servers idle %", cell=_process("idle_servers", ".1f", 0.01)),
+    "node_bytes": Column(
+        title="sent kB", cell=_process("node_bytes", ",.1f", 1e3), note="sent kB: of a node in a step, on average"
+    ),
+    "busiest_bytes": Column(
+        title="busiest kB",
+        cell=_process("busiest_bytes", ",.1f", 1e3),
+        note="busiest kB: of a step, what the kind of process with most to send or receive sends or receives",
+    ),
+    "all_bytes": Column(title="all kB", cell=_process("all_bytes", ",.1f", 1e3)),
+    "losses": Column(title="losses", cell=_process("losses", ",.0f")),
+    "stall": Column(
+        title="stall s",
+        cell=_process("stall", ".2f"),
+        note="stall s: by how much the slowest step was slower than the median one; of that, recover s from the notice "
+        "of the loss to the go-ahead, and detect s at most until the notice",
+    ),
+    "detect": Column(title="detect s", cell=_process("detect", ".2f")),
+    "recover": Column(title="recover s", cell=_process("recover", ".3f")),
+    "steps_lost": Column(
+        title="steps lost", cell=_process("steps_lost", ",.0f"), note="steps lost: made, and made again after a loss"
+    ),
+    "loss_difference": Column(
+        title="loss diff.",
+        cell=_process("loss_difference", ".2g"),
+        note="loss diff.: the largest difference of validation log-perplexity from the undisturbed row of the same "
+        "training; same bits: whether parameters were the same at every evaluation",
+    ),
+    "same_bits": Column(title="same bits", cell=_same_bits),
     "best": Column(
         title="best",
         cell=_best,

@@ -15,7 +15,7 @@ from sweeps.reporting.findings import Findings
 from sweeps.reporting.markup import Markup, element, join
 from sweeps.reporting.samples import Sample
 
-_PAGE = Path(__file__).with_name("page.html")
+PAGE = Path(__file__).with_name("page.html")
 
 
 def to_page(findings: Findings) -> str:
@@ -40,7 +40,7 @@ def to_page(findings: Findings) -> str:
         ),
         element("footer", "Written by nmt report. Every number is read from run directories; none is typed."),
     )
-    page = _PAGE.read_text(encoding="utf-8").replace("@TITLE@", join(findings.title), 1)
+    page = PAGE.read_text(encoding="utf-8").replace("@TITLE@", join(findings.title), 1)
     return page.replace("@BODY@", body, 1)
 
 

@@ -18,9 +18,10 @@ from sweeps.plan import SweepPlan
 from sweeps.reporting.document import to_document
 from sweeps.reporting.figure import draw, render
 from sweeps.reporting.findings import Findings, find
+from sweeps.reporting.full_table import to_csv
 from sweeps.reporting.latex import to_latex
 from sweeps.reporting.page import to_page
-from sweeps.reporting.table import to_csv, to_markdown
+from sweeps.reporting.table import to_markdown
 
 FORMAT_VERSION = 1
 FORMATS = ("md", "csv", "latex", "html", "json", "png", "svg")
@@ -134,7 +135,7 @@ def sweep_record(plan: SweepPlan, results: Sequence[RowResult]) -> dict[str, Any
         "metric": plan.config.validation.metric,
         "superseded": [dataclasses.asdict(one) for one in plan.superseded],
         "rows": [
-            _row_record(row) | {"train_id": planned.runs[0].run_id.partition("/")[0], "config": to_dict(planned.config)}
+            _row_record(row) | {"train_id": planned.train_id, "config": to_dict(planned.config)}
             for planned, row in zip(plan.rows, results, strict=True)
         ],
     }

@@ -1,10 +1,8 @@
-"""The table of a sweep, the same on screen, as Markdown and as CSV."""
+"""The table of a sweep, the same on screen and as Markdown; `sweeps.reporting.full_table` has all figures as CSV."""
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,22 +12,18 @@ from rich.table import Table as ScreenTable
 from rich.text import Text
 
 from nmt.evaluation.catalogue import best_form
-from sweeps.aggregate import TIMINGS, RowResult, Statistics
+from sweeps.aggregate import RowResult
 from sweeps.conditions import shared_differences
 from sweeps.imported.rows import imported_rows
 from sweeps.plan import SweepPlan
+from sweeps.process_figures import TIMED
 from sweeps.reporting.columns import COLUMNS, DROPPED, MARKS, PUBLISHED, ROW, choose_columns
-from sweeps.reporting.significance import significance_columns, significance_notes, significance_record
-from sweeps.significance import RowContrast, Significance, significance
+from sweeps.reporting.significance import significance_columns, significance_notes
+from sweeps.significance import Significance, significance
 from sweeps.until import stopping_notes
 from sweeps.wording import NOTHING
 
 MAX_DIFFERENCES = 8  # from the published conditions, below the table; sweep.json has all
-
-FIGURES = (
-    "log_perplexity", "steps", "convergence_steps", "convergence_tokens", "peak_memory_bytes", "joules_per_1000_tokens",
-    "idle_workers", "staleness",
-)  # fmt: skip
 
 MAX_CODES = 3  # versions of the code that a mark names; sweep.json has all
 
@@ -65,16 +59,20 @@ def make_table(
     """Lay out the rows. Columns in which no row has anything to say are left out.
 
     `columns` are names of `sweeps.reporting.columns.COLUMNS`, without the row's label and its marks, which are always
-    there; the usual ones where it is empty. `tests` are those of `baseline_tests`, where they have been made already.
+    there; where it is empty those of the sweep's file, or the usual ones. `tests` are those of `baseline_tests`, where
+    they have been made already.
     Raises UserError for a column that does not exist.
     """
     metric = plan.config.validation.metric
     ours, results = results, [*results, *imported_rows(plan)]
     shared = shared_differences([row.differs for row in results if row.published])
-    texts = list(dict.fromkeys(text for row in results for text in marks(row, shared)))
+    names = choose_columns(columns or plan.spec.columns)
+    refusals = any(name in TIMED for name in names)
+    marked = [marks(row, shared, refusals) for row in results]
+    texts = list(dict.fromkeys(text for own in marked for text in own))
     texts += [system.unconfirmed for system in plan.spec.systems if system.unconfirmed]
     letters = {text: letter(number) for number, text in enumerate(texts)}
-    chosen = [COLUMNS[name] for name in choose_columns(columns)]
+    chosen = [COLUMNS[name] for name in names]
     tests = tests or baseline_tests(plan, ours)
     tested = {title: cells for title, _, cells in significance_columns(results, tests)}
     laid_out: list[tuple[str, bool, list[str]]] = [
@@ -87,7 +85,7 @@ def make_table(
             )
             for one in chosen
         ),
-        (MARKS, False, [" ".join(letters[text] for text in marks(row, shared)) for row in results]),
+        (MARKS, False, [" ".join(letters[text] for text in own) for own in marked]),
     ]
     for name, _, cells in laid_out:
         cells += _other_systems(plan, name, letters)
@@ -108,8 +106,11 @@ def make_table(
     )
 
 
-def marks(row: RowResult, said: Sequence[str] = ()) -> list[str]:
-    """What a reader must know before trusting the row's figures, a clause each; `said` stands above the table."""
+def marks(row: RowResult, said: Sequence[str] = (), refusals: bool = False) -> list[str]:
+    """What a reader must know before trusting the row's figures, a clause each; `said` stands above the table.
+
+    refusals: whether the table has columns of times that may be refused.
+    """
     found = []
     n = len(row.complete)
     if row.missing:
@@ -127,6 +128,8 @@ def marks(row: RowResult, said: Sequence[str] = ()) -> list[str]:
         found.append("tok/s and conv. s of runs that shared the machine with others")
     elif row.timing and row.tokens_per_second[row.timing].n < n:
         found.append(f"tok/s and conv. s of the {row.tokens_per_second[row.timing].n} of {n} runs alone on the machine")
+    if row.refused and refusals:
+        found.append(f"times of processes refused: {row.refused}")
     if row.other_code:
         codes = list(dict.fromkeys(row.other_code))
         named = ", ".join(codes[:MAX_CODES]) + (", …" if len(codes) > MAX_CODES else "")
@@ -191,60 +194,6 @@ def in_columns(columns: Sequence[str], rows: Sequence[Sequence[str]], numeric: S
 
     rule = [f"{'-' * (width - 1)}{':' if right else '-'}" for width, right in zip(widths, numeric, strict=True)]
     return "\n".join([line(cells[0]), line(rule), *(line(row) for row in cells[1:])])
-
-
-def to_csv(plan: SweepPlan, results: Sequence[RowResult], tests: Significance | None = None) -> str:
-    """All figures with full precision, a line for each row; times of either timing in columns of their own.
-
-    `tests` are those of `baseline_tests`, where they have been made already.
-    """
-    tests = tests or baseline_tests(plan, results)
-    results = [*results, *imported_rows(plan)]
-    metrics, chosen_by = (
-        list(dict.fromkeys(name for row in results for name in row.metrics)),
-        plan.config.validation.metric,
-    )
-    records = [_record(row, metrics, chosen_by, tests.rows.get(row.label)) for row in results]
-    out = io.StringIO()
-    writer = csv.DictWriter(out, fieldnames=list(records[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(records)
-    return out.getvalue()
-
-
-def _record(row: RowResult, metrics: Sequence[str], chosen_by: str, tested: RowContrast | None) -> dict[str, object]:
-    best = row.best_run(chosen_by)
-    record: dict[str, object] = {
-        "row": row.label,
-        "n": len(row.complete),
-        "requested": row.requested,
-        "missing": row.missing,
-        "diverged": row.diverged,
-        "best_at_the_end": row.still_improving,
-        "parameters": row.parameters,
-    }
-    for name in metrics:
-        values = row.metrics.get(name)
-        for part in ("mean", "sd", "sd_over_n", "max", "median", "min"):
-            record[f"{name}_{part}"] = getattr(values, part) if values else None
-    for part in ("mean", "std", "max", "params_M"):
-        record[f"published_{part}"] = getattr(row.published, part) if row.published else None
-    record |= significance_record(tested)
-    for name in FIGURES:
-        record |= _mean_and_sd(name, getattr(row, name))
-    for timing in TIMINGS:
-        for name in ("tokens_per_second", "convergence_seconds"):
-            values = getattr(row, name).get(timing)
-            record |= _mean_and_sd(f"{name}_{timing}", values) | {f"{name}_{timing}_n": values.n if values else 0}
-    record["best_run"] = best.run_id if best else None
-    record["best_step"] = best.best_step if best else None
-    record["notes"] = "; ".join(marks(row))
-    record["runs"] = " ".join(replicate.run_id for replicate in row.replicates)
-    return record
-
-
-def _mean_and_sd(name: str, values: Statistics | None) -> dict[str, object]:
-    return {f"{name}_{part}": getattr(values, part) if values else None for part in ("mean", "sd")}
 
 
 def _notes(plan: SweepPlan, results: Sequence[RowResult], metric: str) -> list[str]:

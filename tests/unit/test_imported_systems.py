@@ -18,7 +18,8 @@ from sweeps.aggregate import aggregate
 from sweeps.imported.rows import imported_rows
 from sweeps.imported.store import ImportedSystem, TestSet, add_outputs, digest_of, imported_systems, systems_called
 from sweeps.plan import make_plan
-from sweeps.reporting.table import make_table, to_csv
+from sweeps.reporting.full_table import to_csv
+from sweeps.reporting.table import make_table
 from sweeps.sentences import hypotheses, statistics_of
 from sweeps.spec import RowSpec, SweepSpec
 

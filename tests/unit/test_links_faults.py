@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from contextlib import suppress
@@ -26,6 +28,7 @@ from distributed.links.shared_memory import SharedArena
         ("stop@worker0.push:3", Fault("stop", "worker", 0, "push", 3)),
         ("drop@worker12.push:4", Fault("drop", "worker", 12, "push", 4)),
         ("delay@server0.reply:7:0.5", Fault("delay", "server", 0, "reply", 7, 0.5)),
+        ("pause@worker1.forward:7:1", Fault("pause", "worker", 1, "forward", 7, 1.0)),
         ("corrupt@coordinator0.mid_plan:0", Fault("corrupt", "coordinator", 0, "mid_plan", 0)),
     ],
 )
@@ -54,7 +57,7 @@ def test_what_is_no_fault(text: str) -> None:
     assert caught.value.where == "distribution.faults"
 
 
-@pytest.mark.parametrize("text", ["kill@server1.apply:5:1", "delay@server1.apply:5"])
+@pytest.mark.parametrize("text", ["kill@server1.apply:5:1", "delay@server1.apply:5", "pause@server1.apply:5"])
 def test_seconds_belong_to_delays(text: str) -> None:
     with pytest.raises(DistributedError, match="say for how many seconds; allowed: delay@"):
         Fault.parse(text)
@@ -154,3 +157,27 @@ def test_a_sign_of_life_uncovers_a_frame_that_was_lost_at_the_end() -> None:
         server.start(), worker.start()
         worker.link.send(Frame(1, step=5), b"last")
         assert "frame 1 arrived where frame 0 was due" in str(server.wait_closed())
+
+
+def test_a_process_that_is_paused_stands_still_as_a_whole_and_is_woken_up() -> None:
+    code = """
+import threading, time
+from distributed.links.faults import Fault, Faults
+faults = Faults([Fault.parse("pause@worker0.push:1:0.2")], "worker", 0)
+times, ticked, over = [], threading.Event(), threading.Event()
+def tick():
+    while not over.wait(0.001):
+        times.append(time.monotonic())
+        ticked.set()
+beside = threading.Thread(target=tick)
+beside.start()
+ticked.wait()
+faults.reach("push", 1)
+ticked.clear()
+ticked.wait()
+over.set()
+beside.join()
+print(max(after - before for before, after in zip(times, times[1:])))
+"""
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=SECONDS)
+    assert float(shown.stdout) >= 0.2  # whoever wakes it counts from when it stands still

@@ -16,9 +16,10 @@ from nmt.errors import UserError
 from sweeps.aggregate import aggregate
 from sweeps.plan import SweepPlan, make_plan
 from sweeps.reporting.columns import COLUMNS, DROPPED, SHOWN, statistics_cell
+from sweeps.reporting.full_table import to_csv
 from sweeps.reporting.listing import list_runs
 from sweeps.reporting.report import write_report
-from sweeps.reporting.table import fitted, make_table, to_csv, to_markdown, to_screen
+from sweeps.reporting.table import fitted, make_table, to_markdown, to_screen
 from sweeps.spec import Published, RowSpec, SweepSpec, SystemSpec
 from sweeps.wording import NOTHING
 
