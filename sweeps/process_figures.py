@@ -26,11 +26,10 @@ import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nmt import registry
 from nmt.config import RunConfig
 from nmt.events import EVENTS, read_events
 from sweeps.wording import counted
@@ -70,15 +69,17 @@ def read_figures(
 
 
 def compute_processes(config: RunConfig) -> int:
-    """Processes of a run that compute: all but the coordinator, which rests while they do."""
-    bundles = registry.lookup("bundles", config.distribution.name, "distribution.name")
-    return max(1, len(bundles(asdict(config.distribution), {"CPU": 1.0})) - 1)
+    """Processes that compute gradients: workers or nodes.
+
+    Servers are busy while workers wait for them; where one does hold a process from a core, its timeline says so.
+    """
+    return max(config.distribution.workers, config.distribution.nodes)
 
 
 def refusal(compute: int, cores: int, side_by_side: int, processes: Mapping[str, Mapping[str, Any]]) -> str:
     """Why times of these processes say nothing of the algorithm, as a clause; empty where they do.
 
-    compute: processes that compute; side_by_side: runs that went on at a time, 0 where nobody said.
+    compute: processes that compute gradients; side_by_side: runs that went on at a time, 0 where nobody said.
     """
     if compute > cores:
         return f"{compute} processes compute on {counted(cores, 'core')}"

@@ -63,11 +63,9 @@ def test_a_process_of_no_step_has_no_share() -> None:
     assert idle_figures({"worker 0": process(0.0, 1.0)}) == {}
 
 
-def test_processes_that_compute_are_all_but_the_coordinator() -> None:
-    assert (
-        compute_processes(compose([*PS, "batch.micro_batches=3", "distribution.workers=3", "distribution.servers=2"]))
-        == 5
-    )
+def test_processes_that_compute_are_workers_or_nodes() -> None:
+    served = [*PS, "batch.micro_batches=3", "distribution.workers=3", "distribution.servers=2"]
+    assert compute_processes(compose(served)) == 3
     assert compute_processes(compose(["distribution=ring_tmp", "distribution.nodes=4"])) == 4
     assert compute_processes(compose([])) == 1
 
@@ -128,7 +126,11 @@ def test_figures_of_a_run_directory(tmp_path: Path) -> None:
 
 
 def test_what_is_refused_are_the_times_alone(tmp_path: Path) -> None:
-    found = read_figures(compose([*PS]), result(), {"cpu": {"cores": 1}}, written(tmp_path, [1.0, 1.5, 3.5, 4.0]))
+    config, directory = (
+        compose([*PS, "distribution.workers=2", "batch.micro_batches=2"]),
+        written(tmp_path, [1.0, 1.5, 3.5, 4.0]),
+    )
+    found = read_figures(config, result(), {"cpu": {"cores": 1}}, directory)
     assert found.refused == "2 processes compute on 1 core"
     assert not set(TIMED) & found.values.keys()
     assert found.values["node_bytes"] == 10.0
