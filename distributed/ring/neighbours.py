@@ -18,7 +18,7 @@ from distributed.errors import LinkError
 from distributed.links.addresses import Addresses
 from distributed.links.counters import Counters, total
 from distributed.links.frames import Frame
-from distributed.links.link import Deliver, Link, Peer, Place
+from distributed.links.link import Deliver, Link, Payload, Peer, Place
 from distributed.links.listener import HANDSHAKE_SECONDS, Listener, Membership, connect
 from distributed.links.shared_memory import SharedArena
 from distributed.parameter_server.messages import COORDINATOR, Member, worker
@@ -37,6 +37,8 @@ PHASES = {
 
 NOBODY = Ring(0, ())
 
+_Sent = tuple[Frame, Payload, Callable[[], None] | None]
+
 
 class Neighbours:
     """The links of one node, and a listener for its predecessor and for the coordinator, who fetches whole states.
@@ -47,9 +49,19 @@ class Neighbours:
     place: where payloads from the predecessor go.
     deliver: takes each of its frames; called by the thread that receives it.
     serve: starts a link that the coordinator has made.
+    phases: what frames are called where faults are injected.
     """
 
-    def __init__(self, job: Job, control: Control, place: Place, deliver: Deliver, serve: Callable[[Link], None]):
+    def __init__(
+        self,
+        job: Job,
+        control: Control,
+        place: Place,
+        deliver: Deliver,
+        serve: Callable[[Link], None],
+        phases: Mapping[int, str] = PHASES,
+    ):
+        self._phases = phases
         self._job, self._control, self._place, self._deliver, self._serve = job, control, place, deliver, serve
         self.arena = SharedArena() if job.options["link"] != "tcp" else None
         self._faults = job.faults()
@@ -58,7 +70,8 @@ class Neighbours:
         self._ring = NOBODY
         self._to: Link | None = None
         self._from: Link | None = None
-        self._early: list[tuple[Frame, torch.Tensor | bytes]] = []  # sent before there is a link
+        self._early: list[_Sent] = []  # sent before there is a link
+        self._early_back: list[_Sent] = []
         self._served: list[Link] = []
         self._closing = False
         bind = "127.0.0.1" if job.options["bind"] == "auto" else job.options["bind"]
@@ -84,6 +97,7 @@ class Neighbours:
             self._ring = NOBODY
             ended, self._to, self._from = [self._to, self._from], None, None
             self._early.clear()
+            self._early_back.clear()
         for link in ended:
             if link is not None:
                 link.shutdown()
@@ -104,15 +118,28 @@ class Neighbours:
 
     # ------------------------------------------------------------------------------------------------- messages
 
-    def send(self, frame: Frame, payload: torch.Tensor | bytes = b"") -> None:
-        """Part of `Outbox`. What is of another epoch, or cannot be sent any more, is of no use to anybody."""
+    def send(self, frame: Frame, payload: Payload = b"", done: Callable[[], None] | None = None) -> None:
+        """Part of `Outbox`. What is of another epoch, or cannot be sent any more, is of no use to anybody.
+
+        done: called once the payload is written; maybe never where the epoch ends.
+        """
         with self._changed:
             if frame.epoch != self._ring.epoch:
                 return
             if self._to is None:
-                self._early.append((frame, payload))
+                self._early.append((frame, payload, done))
             else:
-                _send(self._to, frame, payload)
+                _send(self._to, frame, payload, done)
+
+    def send_back(self, frame: Frame) -> None:
+        """The same to the predecessor, of a frame without payload."""
+        with self._changed:
+            if frame.epoch != self._ring.epoch:
+                return
+            if self._from is None:
+                self._early_back.append((frame, b"", None))
+            else:
+                _send(self._from, frame, b"", None)
 
     def tell(self, message: dict[str, Any]) -> None:
         """Part of `Outbox`."""
@@ -147,7 +174,7 @@ class Neighbours:
             arena=self.arena,
             beat_seconds=self._job.options["heartbeat_seconds"],  # shows that a frame is missing though none follows
             faults=self._faults,
-            phases=PHASES,
+            phases=self._phases,
             # The protocol bounds what waits: two steps' parts, in memory that is there anyway. To wait for room would
             # be to wait for the successor under the lock of the sums, which it may be waiting for in turn.
             queued_frames=sys.maxsize,
@@ -176,6 +203,9 @@ class Neighbours:
             if is_wanted:
                 self._from = link
                 self._start(link)
+                for early in self._early_back:
+                    _send(link, *early)
+                self._early_back.clear()
         if not is_wanted:
             link.close(0.0)
 
@@ -191,8 +221,8 @@ class Neighbours:
             if is_wanted:
                 self._to = link
                 self._start(link)
-                for frame, payload in self._early:
-                    _send(link, frame, payload)
+                for early in self._early:
+                    _send(link, *early)
                 self._early.clear()
         if not is_wanted:
             link.close(0.0)
@@ -209,8 +239,8 @@ class Neighbours:
             self._control.tell(about | {"epoch": epoch})
 
 
-def _send(link: Link, frame: Frame, payload: torch.Tensor | bytes) -> None:
+def _send(link: Link, frame: Frame, payload: Payload, done: Callable[[], None] | None) -> None:
     try:
-        link.send(frame, payload)
+        link.send(frame, payload, done)
     except LinkError:
         link.shutdown()  # a frame is missing now, so that it must not go on
