@@ -24,7 +24,7 @@ from distributed.links.shared_memory import SharedArena
 from distributed.parameter_server.messages import COORDINATOR, Member, worker
 from distributed.ring.messages import Kind, Ring
 
-PHASES = {
+PHASES: dict[int, str] = {
     Kind.REDUCE: "reduce",
     Kind.GATHER: "gather",
     Kind.FACTS: "facts",

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from distributed.gradients import LeafFacts
+from distributed.ring.segments import PART_BYTES
 from distributed.ring_rotate.plan import Pass, Phase, RotationPlan, Unit, rotation_plan
 from distributed.ring_rotate.unit_memory import UnitMemory
 from distributed.ring_tmp.stage_call import StageCall, StageCalls
@@ -50,14 +51,22 @@ class Computation:
     workload: says what the model and the slots are.
     seats: of the ring.
     wanted: called before each micro-batch of a pass; it may raise, and so end the computation.
+    part_bytes: of a frame's payload, at most.
     """
 
-    def __init__(self, workload: Workload, seats: int, wanted: Callable[[], None]):
+    def __init__(
+        self,
+        workload: Workload,
+        seats: int,
+        wanted: Callable[[], None] = lambda: None,
+        part_bytes: int = PART_BYTES,
+    ):
         self._workload, self._wanted = workload, wanted
         model = workload.build_model(fine=True)
         stages = workload.stages(model, fine=True)
         self._parameters = dict(model.named_parameters())
-        self.plan = rotation_plan({name: one.shape for name, one in self._parameters.items()}, stages, seats)
+        shapes = {name: one.shape for name, one in self._parameters.items()}
+        self.plan = rotation_plan(shapes, stages, seats, part_bytes)
         self.memories = [UnitMemory(unit) for unit in self.plan.units]
         for memory in self.memories:
             for name in memory.unit.layout:
@@ -65,9 +74,7 @@ class Computation:
             memory.free()
         # Each group as if it were the whole: what readers of one parameter in several groups add to its gradient is
         # added as they come.
-        self._calls = [
-            StageCalls(model, stages[start:stop], 0, stop - start) for start, stop in self.plan.stages
-        ]
+        self._calls = [StageCalls(model, stages[start:stop], 0, stop - start) for start, stop in self.plan.stages]
         self._leaves = shares(workload.plan.groups, seats)
         self._open: list[_Slot] = []
         self._step, self._probe, self._tokens = 0, False, 0

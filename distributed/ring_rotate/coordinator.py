@@ -85,9 +85,7 @@ class RotateCoordinator(AnyRingCoordinator[RotateMembership]):
         self._wait(lambda: self._membership.at_work and not self._beginning, lambda: "the ring to begin")
         return True
 
-    def _give(
-        self, number: int, seating: Seating, step: int, buffers: Sequence[torch.Tensor], updates: int
-    ) -> None:
+    def _give(self, number: int, seating: Seating, step: int, buffers: Sequence[torch.Tensor], updates: int) -> None:
         """Send a node its shards. Raises LinkError where it cannot be reached."""
         link = self._link(number)
         copies = seating.shadowed_by(number) if self._shadows else []

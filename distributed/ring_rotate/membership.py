@@ -111,7 +111,8 @@ class RotateMembership(RingMembership):
         self.ring = self.seating.ring
         self._round, self._statuses, self._owing = "reconfigure", {}, set(order)
         for one in order:
-            self._send(one, {"do": "reconfigure", "ring": self.ring.to_dict(), "owners": owners})
+            word = {"do": "reconfigure", "ring": self.ring.to_dict(), "owners": owners, "new": one not in before}
+            self._send(one, word)
 
     def _heir(self, owner: int, live: Sequence[int]) -> int:
         """The node itself, or the next in the order before that lives."""

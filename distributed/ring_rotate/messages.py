@@ -31,7 +31,7 @@ class Kind(IntEnum):
     """What belongs to a shard beside its buffers, after them (JSON) [seat]."""
 
 
-PHASES = {
+PHASES: dict[int, str] = {
     Kind.GATHER: "gather",
     Kind.REDUCE: "reduce",
     Kind.ROOM: "room",

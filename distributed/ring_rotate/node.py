@@ -24,8 +24,10 @@ import torch
 
 from distributed.errors import FrameError
 from distributed.links.frames import Frame, json_payload
+from distributed.links.link import DISCARD, Discard
 from distributed.ring.messages import Ring
 from distributed.ring.segments import Part
+from distributed.ring_rotate.arriving import ArrivingShards
 from distributed.ring_rotate.gathers import OF_GATHER, Gathers
 from distributed.ring_rotate.messages import Kind, Message, Outbox
 from distributed.ring_rotate.plan import RotationPlan
@@ -70,8 +72,9 @@ class RotateNode:
         self.is_running = False
         self._last_said: list[dict[str, Any]] = []  # by seat, of the newest step
         self.seating = NOBODY
-        self._arriving: dict[int, Shard] = {}
-        self._coming: dict[int, Shard] = {}  # what the coordinator gives
+        self.given = ArrivingShards(plan, specification)
+        """What the coordinator gives."""
+        self._arriving = ArrivingShards(plan, specification)  # from the node before
         self._gradients: dict[int, torch.Tensor] = {}  # by seat, of the shards that are held
         self._missing: dict[int, int] = {}  # by seat, elements of these that have not come
         self._is_settling = False
@@ -82,23 +85,20 @@ class RotateNode:
         """Forget everything: training goes on from another moment."""
         self._leave()
         self.seating, self.shards, self.applied, self._last_said = NOBODY, {}, 0, []
-        self._arriving, self._coming = {}, {}
-
-    def coming(self, seat: int, index: int) -> torch.Tensor:
-        """Where a buffer of a shard's state goes that the coordinator gives [elements]."""
-        if seat not in self._coming:
-            self._coming[seat] = self._new_shard(seat)
-        return self._coming[seat].buffers[index]
+        self.given.clear()
 
     def load(self, step: int, updates: int) -> None:
-        """What came is the state after `step`."""
-        self.shards, self._coming, self.applied = self._coming, {}, step
-        for shard in self.shards.values():
-            shard.updates = updates
+        """What came from the coordinator (`given`) is the state after `step`."""
+        self.shards, self.applied = self.given.take_all(updates), step
 
-    def reconfigure(self, seating: Seating) -> Message:
-        """Stop, and be a node of a new epoch; returns where this one stands."""
+    def reconfigure(self, seating: Seating, is_new: bool = False) -> Message:
+        """Stop, and be a node of a new epoch; returns where this one stands.
+
+        is_new: in this epoch; what it was given in one that has not come to work is of no use.
+        """
         self._leave()
+        if is_new:
+            self.shards = {}
         self.seating = seating
         self.gathers = Gathers(self.number, self.plan, seating, self._memories, self._outbox)
         self.reduces = Reduces(self.number, self.plan, seating, self._outbox, self._is_final)
@@ -179,7 +179,7 @@ class RotateNode:
         return message
 
     @property
-    def bytes(self) -> int:
+    def held_bytes(self) -> int:
         """Bytes of parameters, gradients and optimizer state that are here now, but for what is being computed."""
         shards = [buffer for shard in self.shards.values() for buffer in shard.buffers]
         flat = sum(one.nbytes for one in (*shards, *self._gradients.values()))
@@ -187,8 +187,10 @@ class RotateNode:
 
     # ------------------------------------------------------------------------------------------------- frames
 
-    def place(self, frame: Frame) -> torch.Tensor | memoryview | None:
+    def place(self, frame: Frame) -> torch.Tensor | memoryview | Discard | None:
         """Where the payload of a frame is to be put; called by the thread that receives it."""
+        if frame.epoch != self.seating.ring.epoch:
+            return DISCARD
         match frame.kind:
             case Kind.GATHER:
                 return self.gathers.place(frame)
@@ -243,9 +245,6 @@ class RotateNode:
         self.gathers.begin(step)
         self.reduces.begin(step)
 
-    def _new_shard(self, seat: int) -> Shard:
-        return Shard(self.plan, seat, self._specification)
-
     def _is_final(self, unit: int, seat: int, part: Part, content: torch.Tensor) -> None:
         """A part of the gradient of an own shard is whole."""
         target = self._part_of_shard(unit, seat, part)
@@ -297,14 +296,12 @@ class RotateNode:
         seat, index, _ = frame.tags
         if frame.epoch != self.seating.ring.epoch or seat not in self._wanted:
             raise FrameError(f"the state of seat {seat}, which this node is not to have")
-        if seat not in self._arriving:
-            self._arriving[seat] = self._new_shard(seat)
-        return self._arriving[seat].buffers[index]
+        return self._arriving.place(seat, index)
 
     def _take_shard(self, frame: Frame, about: Mapping[str, Any]) -> None:
         seat = frame.tags[0]
-        shard = self.shards[seat] = self._arriving.pop(seat)
-        shard.updates, self.applied, self._last_said = about["updates"], frame.step, about["said"]
+        self.shards[seat] = self._arriving.take(seat, about["updates"])
+        self.applied, self._last_said = frame.step, about["said"]
         self._say_settled()
 
     def _say_settled(self) -> None:
@@ -314,5 +311,3 @@ class RotateNode:
 
     def _frame(self, kind: Kind, step: int, tags: tuple[int, int, int]) -> Frame:
         return Frame(kind=kind, step=step, tags=tags, epoch=self.seating.ring.epoch)
-
-

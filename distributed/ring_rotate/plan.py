@@ -12,8 +12,7 @@ to a unit of its own, which stays from the first of them to the last.
 
 The last group turns round at once, micro-batch by micro-batch, since its loss may keep a gradient as large as its
 parameters; and the one before it stays meanwhile, in the place that it would be gathered into again. So these two are
-gathered once, and all others twice. Gradients of a unit leave when the first group that reads it has gone back. With P
-parameters, L of them in the last two groups, over N nodes, a node sends (3 P - L) (N - 1) / N words in a step.
+gathered once, and all others twice. Gradients of a unit leave when the first group that reads it has gone back.
 """
 
 from __future__ import annotations
@@ -223,36 +222,6 @@ class RotationPlan:
                     start = piece.offset + first - piece.start
                     found.setdefault(name, []).append((start, start + last - first))
         return found
-
-    # ------------------------------------------------------------------------------------------------- the formulas
-
-    def bytes_sent(self, seat: int) -> int:
-        """Bytes of parameters and gradients that a node with one seat sends in a step."""
-        if self.seats == 1:
-            return 0
-        reduced = sum(part.elements for parts in self.parts for part in parts if self.owner(part.segment) != seat)
-        # It is sent every segment but its own, and sends on all but that of its successor.
-        following = (seat + 1) % self.seats
-        gathered = sum(
-            part.elements for unit in self.gathers for part in self.parts[unit] if self.owner(part.segment) != following
-        )
-        return BYTES * (gathered + reduced)
-
-    def resident_bytes(self, moments: int, shadows: bool) -> int:
-        """Bytes of parameters, gradients and optimizer state that a node with one seat has at a time, at most.
-
-        Its shard's parameters, moments and gradient, and the same of the shard that it shadows. Besides, parameters of
-        the groups of two phases that follow each other; and gradients of what two phases complete or go on adding to.
-        """
-        shard = max(map(self.shard_elements, range(self.seats))) * (2 + moments) * (1 + shadows)
-        pairs = list(zip(self.phases, self.phases[1:], strict=False)) or [(self.phases[0], self.phases[0])]
-        parameters = max(self._elements({*one.needs, *other.needs}) for one, other in pairs)
-        back = [pair for pair in pairs if pair[1].goes_back]
-        gradients = max(self._elements({unit for one in pair if one.goes_back for unit in one.needs}) for pair in back)
-        return BYTES * (shard + parameters + gradients)
-
-    def _elements(self, units: set[int]) -> int:
-        return sum(self.units[unit].elements for unit in units)
 
     def _read_in(self, group: int) -> set[int]:
         return {number for number, unit in enumerate(self.units) if unit.is_read_in(group)}

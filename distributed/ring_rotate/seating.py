@@ -12,8 +12,8 @@ from distributed.ring.messages import Ring
 class Seating:
     """The nodes of an epoch, and whose each seat is.
 
-    A ring has as many seats as nodes were configured, whoever is lost: a seat has a shard of the parameters and computes
-    a share of each step. The seats of a node are neighbours, and nodes follow each other as their seats do.
+    A ring has as many seats as nodes were configured, whoever is lost: a seat has a shard of the parameters and
+    computes a share of each step. The seats of a node are neighbours, and nodes follow each other as their seats do.
 
     ring: of the nodes.
     owners: by seat, a node.
@@ -23,7 +23,7 @@ class Seating:
     owners: tuple[int, ...]
 
     def seats_of(self, number: int) -> list[int]:
-        """The seats of a node, in the order of the ring: where they go over its end, those before the end come first."""
+        """The seats of a node, in the order of the ring; where they go over its end, those before it come first."""
         own = [seat for seat, owner in enumerate(self.owners) if owner == number]
         begins = [seat for seat in own if self.owners[seat - 1] != number]
         if not begins:

@@ -38,7 +38,7 @@ class StateService:
         if frame.kind != Kind.STATE:
             return None
         with self._changed:
-            return self._node.coming(frame.tags[0], frame.tags[1])
+            return self._node.given.place(frame.tags[0], frame.tags[1])
 
     def _deliver(self, link: Link, frame: Frame, payload: memoryview) -> None:
         match frame.kind:
@@ -46,7 +46,7 @@ class StateService:
                 self._send(link, frame)
             case Kind.STATE:
                 with self._changed:
-                    place = self._node.coming(frame.tags[0], frame.tags[1])
+                    place = self._node.given.place(frame.tags[0], frame.tags[1])
                 content = as_tensor(payload, torch.float32)
                 if content.data_ptr() != place.data_ptr():  # it came through shared memory
                     place.copy_(content)

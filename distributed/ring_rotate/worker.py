@@ -12,16 +12,16 @@ import torch
 
 from distributed.agent import Control, Job
 from distributed.links.frames import Frame, as_tensor
-from distributed.links.link import DISCARD, Discard, Payload
+from distributed.links.link import Discard, Payload
 from distributed.process_meter import ProcessMeter
 from distributed.ring.messages import Ring
 from distributed.ring.neighbours import Neighbours
 from distributed.ring_rotate.computation import Computation
 from distributed.ring_rotate.messages import PHASES, Kind, Message
 from distributed.ring_rotate.node import RotateNode
-from distributed.ring_rotate.plan import Phase
 from distributed.ring_rotate.seating import Seating
 from distributed.ring_rotate.state_service import StateService
+from distributed.ring_rotate.step import Steps
 from distributed.ring_tmp.grants import Grants
 from distributed.strategy import WorkloadSpec
 from distributed.timeline import Timeline
@@ -56,12 +56,14 @@ class Worker:
             self,
             shadows=bool(job.options["shadows"]),
         )
+        self._steps = Steps(
+            self._node, self._computation, self._workload.optimizer, self._changed, self._timeline.main, self._reach
+        )
         self._states = StateService(self._node, self._changed, control)
         self._grants = Grants()
         self._words: deque[Message] = deque()
         self._interruptions = 0  # how many of them are `INTERRUPTING`
         self._over = False
-        self._most_bytes = 0  # of parameters, gradients and optimizer state that were here at a time
         self._listener = threading.Thread(target=self._listen, name="control", daemon=True)
         control.tell({"say": "ready", "addresses": self._links.addresses})
 
@@ -91,102 +93,37 @@ class Worker:
     # ------------------------------------------------------------------------------------------------- a step
 
     def _step(self) -> None:
-        node, computation, main = self._node, self._computation, self._timeline.main
+        node, main = self._node, self._timeline.main
         with self._changed:
+            self._check_wanted()
             step = main.step = node.applied + 1
-            seats, probe = node.own_seats, self._grants.is_probed(step)
-        self._progress.work("batches", step)
-        with main.busy:
-            computation.begin(step, seats, probe)
-        phases = computation.plan.phases
-        brought: dict[int, int] = {}  # by unit that is here, the gather that has brought it
-        self._open(phases[0])
-        for number, phase in enumerate(phases):
-            self._until(lambda: all(map(node.gathers.is_here, phase.gathers)), "parameters", step)
-            brought |= zip(phase.brings, phase.gathers, strict=True)
-            if number:
-                self._let_go(phases[number - 1], brought, step)
-            if number + 1 < len(phases):
-                self._open(phases[number + 1])
-            if number > 1:  # so that gradients of two phases are here, at most
-                done = phases[number - 2].completes
-                self._until(lambda: all(map(node.reduces.is_done, done)), "room for gradients", step)
-            self._progress.work(phase.kind.value, step)
-            self._faults.reach(phase.kind.value, step)
-            with main.busy:
-                complete = computation.run(phase)
-            self._note_bytes(sum(one.nbytes for of_seats in complete.values() for one in of_seats.values()))
+            scale, probe = self._grants.scale(step), self._grants.is_probed(step)
+        for wait in self._steps.walk(step, scale, probe):
+            self._progress.wait(wait.what, step)
             with self._changed:
-                for unit, gradients in complete.items():
-                    node.reduces.contribute(unit, gradients)
-            del complete
-        self._let_go(phases[-1], brought, step)
-        self._speak(step)
-        self._apply(step)
-
-    def _speak(self, step: int) -> None:
-        """Say what there is to say of this node's seats, once their gradients are complete."""
-        node, specification = self._node, self._workload.optimizer
-        said = self._computation.facts()
-        self._until(lambda: node.is_complete, "gradients", step)
-        self._progress.work("square sums", step)
-        with self._timeline.main.busy:
-            for seat, of_seat in said.items():
-                gradient, shard = node.gradient(seat), node.shards[seat]
-                of_seat["rate"] *= self._grants.scale(step)
-                of_seat["squares"] = shard.square_sum(gradient)
-                of_seat["clipped"] = shard.squares(gradient, list(specification.parameter_max_norms))
-                of_seat["probed"] = shard.squares(gradient) if of_seat["probe"] else {}
-        self._faults.reach("complete", step)
-        with self._changed:
-            node.speak(said)
-        self._until(lambda: node.is_decided, "what others say", step)
-
-    def _apply(self, step: int) -> None:
-        self._progress.work("update", step)
-        self._faults.reach("summed", step)
-        with self._timeline.main.busy, self._changed:
-            told = self._node.apply()
+                self._check_wanted()
+                while not wait.is_over():
+                    with main.wait_recv:
+                        self._changed.wait()
+                    self._check_wanted()
+        self._reach("summed", step)
+        with main.busy, self._changed:
+            told = node.apply()
             if not told["about"]["finite"]:  # what was granted beyond is not begun
                 self._grants.refuse(step)
             self._grants.forget(step)
-        self._faults.reach("applied", step)
+        self._reach("applied", step)
         self._control.tell(told)
-        self._faults.reach("told", step)
+        self._reach("told", step)
 
-    def _open(self, phase: Phase) -> None:
-        """Make room for what a phase needs that is not here."""
-        with self._timeline.main.copy, self._changed:
-            self._check_wanted()
-            for gather in phase.gathers:
-                self._node.open_gather(gather)
-        self._note_bytes(0)
-
-    def _let_go(self, phase: Phase, brought: dict[int, int], step: int) -> None:
-        """Give the memory of units back that a phase was the last to read for now, once they are sent on."""
-        gathers = [brought[unit] for unit in phase.frees]
-        self._until(lambda: all(map(self._node.gathers.is_gone, gathers)), "its successor to take parameters", step)
-        for unit in phase.frees:
-            self._computation.memories[unit].free()
-
-    def _until(self, condition: Callable[[], bool], what: str, step: int) -> None:
-        """Wait for something that neighbours bring about."""
-        self._progress.wait(what, step)
-        with self._changed:
-            self._check_wanted()
-            while not condition():
-                with self._timeline.main.wait_recv:
-                    self._changed.wait()
-                self._check_wanted()
+    def _reach(self, what: str, step: int) -> None:
+        self._progress.work(what, step)
+        self._faults.reach(what, step)
 
     def _check_wanted(self) -> None:
         """Whether the open step is still of use."""
         if self._over or self._interruptions:
             raise Withdrawn
-
-    def _note_bytes(self, more: int) -> None:
-        with self._changed:
-            self._most_bytes = max(self._most_bytes, self._node.bytes + self._computation.bytes + more)
 
     # ------------------------------------------------------------------------------------------------- coordinator
 
@@ -204,7 +141,7 @@ class Worker:
                     "say": "report",
                     "times": self._timeline.totals().to_dict(),
                     "links": self._links.counters(),
-                    "use": self._meter.to_dict() | {"model_bytes": self._most_bytes},
+                    "use": self._meter.to_dict() | {"model_bytes": self._steps.most_bytes},
                     "timeline": self._timeline.take().decode(),
                 }
             )
@@ -236,7 +173,7 @@ class Worker:
                 self._computation.forget()
                 ring = Ring.from_dict(message["ring"])
                 with self._changed:
-                    status = node.reconfigure(Seating(ring, tuple(message["owners"])))
+                    status = node.reconfigure(Seating(ring, tuple(message["owners"])), message["new"])
                 self._links.enter(ring, message["addresses"])
                 self._control.tell(status)
             case "settle":
@@ -272,7 +209,7 @@ class Worker:
 
     def _place(self, frame: Frame) -> torch.Tensor | memoryview | Discard | None:
         with self._changed:
-            return self._node.place(frame) if frame.epoch == self._node.seating.ring.epoch else DISCARD
+            return self._node.place(frame)
 
     def _deliver(self, frame: Frame, payload: memoryview) -> None:
         kind = Kind(frame.kind)
