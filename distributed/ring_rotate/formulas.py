@@ -1,13 +1,14 @@
 """What the rotation of parameters costs a node, as formulas that runs are held against.
 
-With P parameters, L of them in the last two groups, over N nodes, a node sends (3 P - L) (N - 1) / N words of parameters
-and gradients in a step, and P / N of gradients for second copies. Here segments count as they are cut, in multiples of
-16 elements.
+With P parameters, L of them in the last two groups, over N nodes, a node sends (3 P - L) (N - 1) / N words of
+parameters and gradients in a step, and P / N of gradients for second copies. Here segments count as they are cut, in
+multiples of 16 elements.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import pairwise
 
 from distributed.ring_rotate.plan import BYTES, RotationPlan
 
@@ -33,7 +34,7 @@ def resident_bytes(plan: RotationPlan, moments: int, shadows: bool) -> int:
     """
     shard = max(map(plan.shard_elements, range(plan.seats))) * (2 + moments) * (1 + (shadows and plan.seats > 1))
     phases = plan.phases
-    pairs = list(zip(phases, phases[1:], strict=False)) or [(phases[0], phases[0])]
+    pairs = list(pairwise(phases)) or [(phases[0], phases[0])]
     parameters = max(_elements(plan, {*one.needs, *other.needs}) for one, other in pairs)
     gradients = max(
         _elements(plan, {unit for phase in pair if phase.goes_back for unit in phase.needs}) for pair in pairs

@@ -32,7 +32,7 @@ from distributed.timeline import Timeline
 
 TOY = staged_spec()
 SHARED = staged_spec(shared=True)  # a table that the first and the last stage read
-PART_BYTES = 4096
+PART_BYTES = 16384
 Done = Callable[[], None] | None
 
 

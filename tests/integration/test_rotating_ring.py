@@ -1,0 +1,192 @@
+"""`ring_tmp` with `mode=rotate` over real processes: the bits of its rule, links, bytes, memory, checkpoints."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from parameter_server_examples import assert_equal_states, train
+from rotation_examples import STEPS, TOY, process_ids, rule, running
+from rotation_rule import by_the_rule
+from staged_toy import staged_spec
+from test_ring import established, parameters_apart, single, smoke_spec
+
+from distributed.ring_rotate.computation import plan_of
+from distributed.ring_rotate.formulas import bytes_sent, resident_bytes
+from distributed.ring_rotate.messages import Kind
+from distributed.ring_rotate.plan import BYTES
+from distributed.single import SingleStrategy
+from distributed.strategy import WorkloadSpec
+
+SECONDS = 60.0  # far more than anything takes until it is counted
+SGD = ["optimizer=sgd", "optimizer.momentum=0"]
+
+
+@pytest.mark.parametrize(("nodes", "link"), [
+    (2, "shm"),
+    pytest.param(3, "tcp", marks=pytest.mark.exhaustive),
+    pytest.param(1, "auto", marks=pytest.mark.exhaustive),
+])  # fmt: skip
+def test_a_ring_has_the_bits_of_its_rule(nodes: int, link: str) -> None:
+    with running(f"nodes={nodes}", f"link={link}") as strategy:
+        assert train(strategy, 1, STEPS) == rule(nodes).stats
+        assert_equal_states(strategy.state(), rule(nodes).state)
+        with strategy.evaluation_model() as model:
+            wanted = rule(nodes).state["parameters"]
+            assert all(bool((one == wanted[name]).all()) for name, one in model.named_parameters())
+
+
+def assert_close_to_single(spec: WorkloadSpec, nodes: int) -> None:
+    """Loss within 1e-5, gradients within 1e-6 of their norm, and parameters within 1e-6 under SGD; probes, too."""
+    process = SingleStrategy({})
+    process.start(spec)
+    with running(f"nodes={nodes}", spec=spec) as strategy:
+        for step in range(1, 5):
+            scale = 0.5 if step > 2 else 1.0
+            wanted = process.step(step, scale, probe=step == 2)
+            found = strategy.step(step, scale, probe=step == 2, horizon=step if step < 3 else 4)
+            assert found.loss == pytest.approx(wanted.loss, rel=1e-5)
+            assert found.gradient_norm == pytest.approx(wanted.gradient_norm, rel=1e-6)
+            exact = ("index", "target_tokens", "source_tokens", "learning_rate")
+            assert [getattr(found, name) for name in exact] == [getattr(wanted, name) for name in exact]
+            assert (found.probe is None) == (wanted.probe is None)
+            if found.probe is not None and wanted.probe is not None:
+                for kind in ("gradients", "updates", "inner"):
+                    norms, expected = getattr(found.probe, kind), getattr(wanted.probe, kind)
+                    assert norms == pytest.approx(expected, rel=1e-4, abs=1e-6), kind
+        assert parameters_apart(strategy.state()["parameters"], process.state()["parameters"]) < 1e-6
+
+
+def test_it_is_the_single_process_but_for_rounding() -> None:
+    assert_close_to_single(smoke_spec(*SGD, "optimizer.learning_rate=0.5"), 3)
+
+
+SIZES = ["model.embedding.units=16", "model.encoder.units=16", "model.decoder.units=16"]
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("words", [
+    ["model.encoder.cell.kind=lstm", "model.decoder.cell.kind=lstm"],
+    ["model=transformer", "model.encoder.layers=2", "model.decoder.layers=2", *SIZES],
+    ["model.embedding.tie_output=true", *SIZES],
+    ["loss.vocab_chunks=4"],
+    ["training.precision=bf16"],
+], ids=lambda words: words[0])  # fmt: skip
+def test_other_models_are_the_single_process_but_for_rounding(words: list[str]) -> None:
+    assert_close_to_single(smoke_spec(*SGD, "optimizer.learning_rate=0.5", *words), 2)
+
+
+@pytest.mark.exhaustive
+def test_gradients_agree_with_the_single_process_to_a_millionth_of_their_norm() -> None:
+    """With plain SGD and a rate of one, a step's change is the gradient."""
+    spec = smoke_spec(*SGD, "optimizer.clip_norm=0", "optimizer.learning_rate=1")
+    stats, process = single(spec, 1)
+    with running("nodes=3", spec=spec) as strategy:
+        strategy.step(1)
+        found = strategy.state()["parameters"]
+    wanted = process.state()["parameters"]
+    apart = math.sqrt(sum(float((found[name] - wanted[name]).double().square().sum()) for name in wanted))
+    assert apart <= 1e-6 * stats[0].gradient_norm
+
+
+def sent_on(report: Mapping[str, Any], nodes: int) -> list[dict[Kind, Mapping[str, int]]]:
+    """By node, what it sent its successor, by kind."""
+    links = [report["processes"][f"worker {one}"]["links"][f"worker {(one + 1) % nodes}"] for one in range(nodes)]
+    return [
+        {Kind(int(kind)): one for kind, one in link["sent"]["by_kind"].items() if int(kind) in set(Kind)}
+        for link in links
+    ]
+
+
+def test_four_nodes_are_linked_to_their_neighbours_alone_and_send_and_hold_what_the_formulas_say() -> None:
+    """Beside parameters and gradients only facts are sent, and words that there is room: a toy has them, too."""
+    spec = smoke_spec("batch.groups=6", "model.decoder.units=320", "model.encoder.units=160",
+                      "model.embedding.units=160")  # fmt: skip
+    plan, _ = plan_of(spec.build(), 4)
+    formulas = [bytes_sent(plan, node, shadows=True) for node in range(4)]
+    steps = 3
+    with running("nodes=4", "link=tcp", spec=spec) as strategy:
+        train(strategy, 1, steps)
+        processes = process_ids(strategy)
+        ends = {own: node for node, process in processes.items() for own, _ in established(process)}
+        pairs = {
+            frozenset((node, ends[other]))
+            for node, process in processes.items()
+            for _, other in established(process)
+            if other in ends
+        }
+        report, end = strategy.report(), time.monotonic() + SECONDS
+        # Who sends counts a frame when it is written, maybe after it was read.
+        while sum(map(bytes_of, sent_on(report, 4))) < steps * sum(formulas) and time.monotonic() < end:
+            report = strategy.report()
+    assert pairs == {frozenset(pair) for pair in ((0, 1), (1, 2), (2, 3), (3, 0))}
+    elements = sum(unit.elements for unit in plan.units)
+    assert elements > 1_000_000
+    for node, sent in enumerate(sent_on(report, 4)):
+        links = report["processes"][f"worker {node}"]["links"]
+        assert links.keys() - {"coordinator"} == {f"worker {(node + 1) % 4}", f"worker {(node - 1) % 4}"}
+        payload = sum(sent[kind]["payload_bytes"] for kind in (Kind.GATHER, Kind.REDUCE, Kind.COPY))
+        assert payload == steps * formulas[node]
+        assert 1.0 <= bytes_of(sent) / (steps * formulas[node]) <= 1.02
+        assert formulas[node] <= 1.02 * BYTES * elements * (3 * 3 / 4 + 1 / 4)
+        assert report["processes"][f"worker {node}"]["model_bytes"] <= resident_bytes(plan, moments=2, shadows=True)
+    assert sum(map(len, report["cut"]["groups"])) >= len(plan.stages) > 2
+
+
+def bytes_of(sent: Mapping[Kind, Mapping[str, int]]) -> int:
+    return sum(one["payload_bytes"] + one["framing_bytes"] for kind, one in sent.items() if kind != Kind.ROOM)
+
+
+def test_a_checkpoint_is_of_no_number_of_nodes_and_of_no_strategy() -> None:
+    with running("nodes=3") as three:
+        first = train(three, 1, 2)
+        state = three.state()
+        later = train(three, 3, 4)
+        three.load_state(state)  # back in the same processes
+        assert train(three, 3, 4) == later
+        assert_equal_states(three.state(), rule(3, 4).state)
+    mixed = by_the_rule(TOY, [3, 3, 2, 2])
+    with running("nodes=2") as two:
+        two.load_state(state)
+        assert first + train(two, 3, 4) == mixed.stats
+        assert_equal_states(two.state(), mixed.state)
+    process = SingleStrategy({})
+    process.start(TOY)
+    process.load_state(mixed.state)
+    assert process.step(5).loss == pytest.approx(rule(3, 5).stats[4].loss, rel=1e-4)
+
+
+def test_a_run_is_halted_at_the_last_step_that_was_begun_and_at_one_that_is_not_finite() -> None:
+    spec = staged_spec(bad_step=4)
+    with running("nodes=2", spec=spec) as strategy:
+        stats = [strategy.step(1, horizon=50)]
+        last = strategy.halt()
+        assert 1 < last < 50
+        stats += train(strategy, 2, max(3, last))
+        before = rule(2, 3)
+        assert stats[:3] == before.stats
+        if last < 4:
+            assert_equal_states(strategy.state(), before.state)
+            bad = strategy.step(4, horizon=9)
+        else:
+            bad = stats[3]
+        assert not math.isfinite(bad.loss)
+        assert strategy.halt() >= 4
+        assert strategy.state()["updates"] == max(3, last - 1 if last >= 4 else 3)
+
+
+def test_what_nodes_did_is_reported() -> None:
+    with running("nodes=2", "shadows=0") as strategy:
+        train(strategy, 1, STEPS)
+        journals, report = strategy.journals(), strategy.report()
+    assert set(journals) == {"timeline-worker-0.jsonl", "timeline-worker-1.jsonl"}
+    assert (report["steps"], report["lost"], report["recovery"]) == (STEPS, {"workers": 0, "links": 0}, {"count": 0})
+    assert 0.0 <= report["idle"]["workers"] <= report["idle"]["workers_max"] < 1.0
+    assert report["cut"] == {"groups": [[f"layer {number}" for number in range(5)], ["output"]]}
+    assert all(str(int(Kind.COPY)) not in one["links"]["worker 0"]["sent"]["by_kind"]
+               for name, one in report["processes"].items() if name == "worker 1")  # fmt: skip
+    for one in report["processes"].values():
+        assert 0.0 < one["times"]["busy"] < one["times"]["wall"]
