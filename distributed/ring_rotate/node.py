@@ -1,7 +1,7 @@
 """A node among which parameters rotate: what it holds, what it knows of the open step, and how it changes rings.
 
 It has no thread and no socket. The process around it computes phase after phase: it opens gathers, contributes
-gradients, says what there is to say of the node's seats once their gradients are complete (`is_complete`), and applies
+gradients, says what there is to say of the node's seats once the gradients of all shards here are complete, and applies
 the step once all seats have been spoken of (`is_decided`).
 
 Why no step is lost
@@ -34,6 +34,7 @@ from distributed.ring_rotate.plan import RotationPlan
 from distributed.ring_rotate.reduces import Reduces
 from distributed.ring_rotate.seating import Seating
 from distributed.ring_rotate.shard import Shard, decide
+from distributed.ring_rotate.shard_gradients import ShardGradients
 from distributed.ring_rotate.unit_memory import UnitMemory
 from distributed.strategy import OptimizerSpec
 
@@ -75,8 +76,8 @@ class RotateNode:
         self.given = ArrivingShards(plan, specification)
         """What the coordinator gives."""
         self._arriving = ArrivingShards(plan, specification)  # from the node before
-        self._gradients: dict[int, torch.Tensor] = {}  # by seat, of the shards that are held
-        self._missing: dict[int, int] = {}  # by seat, elements of these that have not come
+        self.gradients = ShardGradients(plan)
+        """Of the shards that are held here."""
         self._is_settling = False
 
     # ------------------------------------------------------------------------------------------------- the coordinator
@@ -102,24 +103,22 @@ class RotateNode:
         self.seating = seating
         self.gathers = Gathers(self.number, self.plan, seating, self._memories, self._outbox)
         self.reduces = Reduces(self.number, self.plan, seating, self._outbox, self._is_final)
-        return {
-            "say": "status",
-            "number": self.number,
-            "epoch": seating.ring.epoch,
-            "applied": self.applied,
-            "held": sorted(self.shards),
-            "said": self._last_said,
-        }
+        about = {"applied": self.applied, "held": sorted(self.shards), "said": self._last_said}
+        return {"say": "status", "number": self.number, "epoch": seating.ring.epoch} | about
 
-    def settle(self, epoch: int, newest: int, said: list[dict[str, Any]], give: Sequence[int]) -> None:
+    def settle(self, epoch: int, newest: int, said: list[dict[str, Any]], give: Sequence[int]) -> Message | None:
         """Apply the newest step if this node has not, and send the next one the shards that it lacks.
 
         said: by seat, of that step.
+
+        Returns what the coordinator was told of the step, where it was applied now.
         """
         if epoch != self.seating.ring.epoch:
-            return
+            return None
+        told = None
         if self.shards and self.applied == newest - 1:
-            self._outbox.tell(self._apply(newest, said))
+            told = self._apply(newest, said)
+            self._outbox.tell(told)
         for seat in give:
             shard = self.shards[seat]
             for index, buffer in enumerate(shard.buffers):
@@ -128,6 +127,7 @@ class RotateNode:
             self._outbox.send(self._frame(Kind.STATE_END, self.applied, (seat, 0, 0)), json_payload(about))
         self._is_settling = True
         self._say_settled()
+        return told
 
     def resume(self, epoch: int, open_step: int) -> None:
         """Go on with `open_step`, of which nobody has anything."""
@@ -136,9 +136,7 @@ class RotateNode:
         if open_step != self.applied + 1:
             raise RuntimeError(f"node {self.number} has applied {self.applied} steps, and is to open {open_step}")
         self.shards = {seat: self.shards[seat] for seat in self._wanted}
-        self._gradients = {
-            seat: self._gradients.get(seat, torch.zeros(self.plan.shard_elements(seat))) for seat in self.shards
-        }
+        self.gradients.hold(self.shards)
         self.is_running = True
         self._open(open_step)
 
@@ -153,19 +151,10 @@ class RotateNode:
         """Make room for what the next phase needs; see `Gathers`."""
         self.gathers.open(gather, {seat: self.shards[seat].values for seat in self.own_seats})
 
-    @property
-    def is_complete(self) -> bool:
-        """Whether all gradients of the open step are here that are to be."""
-        return not any(self._missing.values())
-
-    def gradient(self, seat: int) -> torch.Tensor:
-        """The gradient of a shard [elements]."""
-        return self._gradients[seat]
-
     def speak(self, of_seats: Mapping[int, dict[str, Any]]) -> None:
         """Say what there is to say of this node's seats (see `shard.decide`)."""
-        for seat, said in of_seats.items():
-            self._take_facts(seat, said)
+        for one in of_seats.items():
+            self._take_facts(*one)
 
     @property
     def is_decided(self) -> bool:
@@ -181,9 +170,9 @@ class RotateNode:
     @property
     def held_bytes(self) -> int:
         """Bytes of parameters, gradients and optimizer state that are here now, but for what is being computed."""
-        shards = [buffer for shard in self.shards.values() for buffer in shard.buffers]
-        flat = sum(one.nbytes for one in (*shards, *self._gradients.values()))
-        return flat + sum(memory.bytes for memory in self._memories) + (self.reduces.bytes if self.is_running else 0)
+        shards = sum(buffer.nbytes for shard in self.shards.values() for buffer in shard.buffers)
+        units = sum(memory.bytes for memory in self._memories)
+        return shards + units + self.gradients.bytes + (self.reduces.bytes if self.is_running else 0)
 
     # ------------------------------------------------------------------------------------------------- frames
 
@@ -215,7 +204,7 @@ class RotateNode:
                 assert isinstance(payload, torch.Tensor)
                 self.reduces.receive(frame, payload)
             case Kind.COPY:
-                self._missing[frame.tags[2]] -= self._copied(frame).numel()
+                self.gradients.has_come(frame.tags[2], self.plan.parts[frame.tags[0]][frame.tags[1]])
             case Kind.FACTS:
                 self._check_open(frame)
                 self._take_facts(frame.tags[0], json.loads(bytes(payload)))
@@ -241,29 +230,24 @@ class RotateNode:
 
     def _open(self, step: int) -> None:
         self.said = {}
-        self._missing = {seat: self.plan.shard_elements(seat) for seat in self.shards}
+        self.gradients.begin()
         self.gathers.begin(step)
         self.reduces.begin(step)
 
     def _is_final(self, unit: int, seat: int, part: Part, content: torch.Tensor) -> None:
         """A part of the gradient of an own shard is whole."""
-        target = self._part_of_shard(unit, seat, part)
+        target = self.gradients.part(unit, seat, part)
         target.copy_(content)
-        self._missing[seat] -= part.elements
+        self.gradients.has_come(seat, part)
         if self._shadows and not self.seating.is_alone:
             self._outbox.send(self._frame(Kind.COPY, self.applied + 1, (unit, part.index, seat)), target)
-
-    def _part_of_shard(self, unit: int, seat: int, part: Part) -> torch.Tensor:
-        piece = self.plan.shards[seat][unit]
-        start = piece.offset + part.start - piece.start
-        return self._gradients[seat][start : start + part.elements]
 
     def _copied(self, frame: Frame) -> torch.Tensor:
         unit, index, seat = frame.tags
         self._check_open(frame)
         if seat not in self.shards or seat in self.own_seats or index >= len(self.plan.parts[unit]):
             raise FrameError(f"the gradient of seat {seat}, of which there is no second copy here")
-        return self._part_of_shard(unit, seat, self.plan.parts[unit][index])
+        return self.gradients.part(unit, seat, self.plan.parts[unit][index])
 
     def _check_open(self, frame: Frame) -> None:
         if frame.step != self.applied + 1 or not self.is_running:
@@ -280,7 +264,7 @@ class RotateNode:
         decision = decide(said, self._specification)
         changes: dict[str, dict[str, float]] = {}
         for seat, shard in self.shards.items():
-            change = shard.apply(self._gradients[seat], decision)
+            change = shard.apply(self.gradients.of(seat), decision)
             if change is not None:
                 changes[str(seat)] = shard.squares(change)
         self.applied, self._last_said = step, said

@@ -82,7 +82,7 @@ class Steps:
             del complete
         yield from self._let_go(phases[-1])
         said = computation.facts()
-        yield Wait("gradients", lambda: node.is_complete)
+        yield Wait("gradients", lambda: node.gradients.are_complete)
         self._reach("squares", step)
         with self._lane.busy:
             self._add_squares(said, scale)
@@ -100,7 +100,7 @@ class Steps:
     def _add_squares(self, said: Mapping[int, dict[str, Any]], scale: float) -> None:
         """What there is to say of this node's shards, and the rate that is taken."""
         for seat, of_seat in said.items():
-            gradient, shard = self._node.gradient(seat), self._node.shards[seat]
+            gradient, shard = self._node.gradients.of(seat), self._node.shards[seat]
             of_seat["rate"] *= scale
             of_seat["squares"] = shard.square_sum(gradient)
             of_seat["clipped"] = shard.squares(gradient, list(self._specification.parameter_max_norms))

@@ -109,12 +109,15 @@ class Worker:
         self._reach("summed", step)
         with main.busy, self._changed:
             told = node.apply()
-            if not told["about"]["finite"]:  # what was granted beyond is not begun
-                self._grants.refuse(step)
-            self._grants.forget(step)
+            self._has_applied(told)
         self._reach("applied", step)
         self._control.tell(told)
         self._reach("told", step)
+
+    def _has_applied(self, told: Message) -> None:
+        if not told["about"]["finite"]:  # what was granted beyond is not begun
+            self._grants.refuse(told["step"])
+        self._grants.forget(told["step"])
 
     def _reach(self, what: str, step: int) -> None:
         self._progress.work(what, step)
@@ -179,7 +182,9 @@ class Worker:
             case "settle":
                 self._faults.reach("settle", node.applied + 1)
                 with self._changed:
-                    node.settle(message["epoch"], message["newest"], message["said"], message["give"])
+                    told = node.settle(message["epoch"], message["newest"], message["said"], message["give"])
+                    if told is not None:
+                        self._has_applied(told)
             case "resume":
                 with self._changed:
                     node.resume(message["epoch"], message["open"])

@@ -160,22 +160,17 @@ def test_a_checkpoint_is_of_no_number_of_nodes_and_of_no_strategy() -> None:
 
 
 def test_a_run_is_halted_at_the_last_step_that_was_begun_and_at_one_that_is_not_finite() -> None:
-    spec = staged_spec(bad_step=4)
-    with running("nodes=2", spec=spec) as strategy:
+    with running("nodes=2", spec=staged_spec(bad_step=9)) as strategy:
         stats = [strategy.step(1, horizon=50)]
         last = strategy.halt()
-        assert 1 < last < 50
-        stats += train(strategy, 2, max(3, last))
-        before = rule(2, 3)
-        assert stats[:3] == before.stats
-        if last < 4:
-            assert_equal_states(strategy.state(), before.state)
-            bad = strategy.step(4, horizon=9)
-        else:
-            bad = stats[3]
-        assert not math.isfinite(bad.loss)
-        assert strategy.halt() >= 4
-        assert strategy.state()["updates"] == max(3, last - 1 if last >= 4 else 3)
+        assert 1 < last < 9
+        stats += train(strategy, 2, last)
+        assert_equal_states(strategy.state(), rule(2, last).state)
+        stats += train(strategy, last + 1, 8)
+        assert stats == rule(2, 8).stats
+        assert not math.isfinite(strategy.step(9, horizon=12).loss)
+        assert strategy.halt() == 9
+        assert_equal_states(strategy.state(), rule(2, 8).state)
 
 
 def test_what_nodes_did_is_reported() -> None:
