@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 
 from distributed.gradients import LeafFacts
-from distributed.ring.segments import PART_BYTES
+from distributed.ring.segments import PART_BYTES, Range
 from distributed.ring_rotate.plan import Pass, Phase, RotationPlan, Unit, rotation_plan
 from distributed.ring_rotate.unit_memory import UnitMemory
 from distributed.ring_tmp.stage_call import StageCall, StageCalls
@@ -19,12 +19,14 @@ from distributed.strategy import Workload
 Tensors = dict[str, torch.Tensor]
 
 
-def plan_of(workload: Workload, seats: int) -> tuple[RotationPlan, list[list[str]]]:
+def plan_of(
+    workload: Workload, seats: int, named: Mapping[str, Range] | None = None
+) -> tuple[RotationPlan, list[list[str]]]:
     """The plan of a workload's model, the same wherever it is made, and by group the names of its stages."""
     model = workload.build_model(fine=True)
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     stages = workload.stages(model, fine=True)
-    plan = rotation_plan(shapes, stages, seats)
+    plan = rotation_plan(shapes, stages, seats, named)
     return plan, [[stage.name for stage in stages[start:stop]] for start, stop in plan.stages]
 
 
@@ -51,7 +53,7 @@ class Computation:
     workload: says what the model and the slots are.
     seats: of the ring.
     wanted: called before each micro-batch of a pass; it may raise, and so end the computation.
-    part_bytes: of a frame's payload, at most.
+    named, part_bytes: see `RotationPlan`.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class Computation:
         workload: Workload,
         seats: int,
         wanted: Callable[[], None] = lambda: None,
+        named: Mapping[str, Range] | None = None,
         part_bytes: int = PART_BYTES,
     ):
         self._workload, self._wanted = workload, wanted
@@ -66,7 +69,7 @@ class Computation:
         stages = workload.stages(model, fine=True)
         self._parameters = dict(model.named_parameters())
         shapes = {name: one.shape for name, one in self._parameters.items()}
-        self.plan = rotation_plan(shapes, stages, seats, part_bytes)
+        self.plan = rotation_plan(shapes, stages, seats, named, part_bytes)
         self.memories = [UnitMemory(unit) for unit in self.plan.units]
         for memory in self.memories:
             for name in memory.unit.layout:

@@ -42,7 +42,7 @@ class RotateCoordinator(AnyRingCoordinator[RotateMembership]):
         membership = RotateMembership(
             self._order, self._take_step, self._state_is_lost, plan.seats, shadows=self._shadows
         )
-        super().__init__(job, {"workload": workload}, membership)
+        super().__init__(job, {"workload": workload, "named": plan.named}, membership)
 
     # ------------------------------------------------------------------------------------------------- the trainer's
 

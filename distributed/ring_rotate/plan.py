@@ -127,12 +127,15 @@ class RotationPlan:
     stages: of each group, the numbers of its stages, from where to where.
     units: what is gathered together.
     seats: the shards that each unit is cut into; seat s owns segment s + 1 of it, where the sum round the ring ends.
+    named: by parameter of the model in one piece, its elements of the whole flat buffer; rows of it may be in several
+        units, under names of their own.
     part_bytes: of a frame's payload, at most.
     """
 
     stages: tuple[Range, ...]
     units: tuple[Unit, ...]
     seats: int
+    named: Mapping[str, Range]
     part_bytes: int = PART_BYTES
 
     @cached_property
@@ -212,15 +215,14 @@ class RotationPlan:
         )
 
     def parameters_of(self, seat: int) -> dict[str, list[Range]]:
-        """By parameter, the elements of a seat's shard that are its; those of which the seat has some."""
+        """By parameter (see `named`), the elements of a seat's shard that are its; those of which the seat has some."""
         found: dict[str, list[Range]] = {}
-        for piece in self.shards[seat]:
-            unit = self.units[piece.unit]
-            for name, (begin, shape) in unit.layout.items():
-                first, last = max(piece.start, begin), min(piece.stop, begin + shape.numel())
+        for one in self.copies[seat]:
+            for name, (start, stop) in self.named.items():
+                first, last = max(start, one.whole), min(stop, one.whole + one.elements)
                 if first < last:
-                    start = piece.offset + first - piece.start
-                    found.setdefault(name, []).append((start, start + last - first))
+                    begin = one.offset + first - one.whole
+                    found.setdefault(name, []).append((begin, begin + last - first))
         return found
 
     def _read_in(self, group: int) -> set[int]:
@@ -246,11 +248,16 @@ def groups_of(sizes: Sequence[int]) -> list[Range]:
 
 
 def rotation_plan(
-    shapes: Mapping[str, torch.Size], stages: Sequence[Stage], seats: int, part_bytes: int = PART_BYTES
+    shapes: Mapping[str, torch.Size],
+    stages: Sequence[Stage],
+    seats: int,
+    named: Mapping[str, Range] | None = None,
+    part_bytes: int = PART_BYTES,
 ) -> RotationPlan:
     """The plan of a model.
 
     shapes: of its parameters, in the order of registration.
+    named: see `RotationPlan`; None: the model is in one piece itself.
     """
     layout, _ = flat_layout(shapes)
     readers: dict[str, list[int]] = {name: [] for name in shapes}
@@ -268,5 +275,9 @@ def rotation_plan(
         first, last = (group_of[min(numbers)], group_of[max(numbers)]) if numbers else (0, 0)
         units.setdefault((first, last), []).append(Held(name, layout[name][0], tuple(shapes[name])))
     return RotationPlan(
-        tuple(groups), tuple(Unit(tuple(held), *ends) for ends, held in sorted(units.items())), seats, part_bytes
+        stages=tuple(groups),
+        units=tuple(Unit(tuple(held), *ends) for ends, held in sorted(units.items())),
+        seats=seats,
+        named=named or {name: (start, start + shape.numel()) for name, (start, shape) in layout.items()},
+        part_bytes=part_bytes,
     )

@@ -40,14 +40,15 @@ class Worker:
         self._job, self._control = job, control
         self._timeline, self._faults = Timeline(f"worker {job.number}"), job.faults()
         self._progress, self._listening = control.progress("compute"), control.progress("control")
-        self._receiving = control.progress("neighbours")
+        self._receiving, self._hearing = control.progress("predecessor"), control.progress("successor")
         self._workload = WorkloadSpec(**job.content["workload"]).build()
         self._changed = threading.Condition()  # guards what follows
         self._links = Neighbours(
             job, control, self._place, self._deliver, lambda link: self._states.serve(link), phases=PHASES
         )
         self._meter = ProcessMeter(self._workload.device, self._links.shared_bytes)
-        self._computation = Computation(self._workload, job.options["nodes"], self._check_wanted)
+        named = {name: (bounds[0], bounds[1]) for name, bounds in job.content["named"].items()}
+        self._computation = Computation(self._workload, job.options["nodes"], self._check_wanted, named)
         self._node = RotateNode(
             job.number,
             self._computation.plan,
@@ -218,10 +219,13 @@ class Worker:
 
     def _deliver(self, frame: Frame, payload: memoryview) -> None:
         kind = Kind(frame.kind)
-        self._receiving.work(PHASES[kind], frame.step)
+        progress, whom = self._receiving, "its predecessor"
+        if kind == Kind.ROOM:  # it comes by the other link, in a thread of its own
+            progress, whom = self._hearing, "its successor"
+        progress.work(PHASES[kind], frame.step)
         self._faults.reach(PHASES[kind], frame.step)
         content = as_tensor(payload, torch.float32) if kind == Kind.REDUCE else payload
         with self._changed:
             self._node.receive(frame, content)
             self._changed.notify_all()
-        self._receiving.wait("its neighbours")
+        progress.wait(whom)

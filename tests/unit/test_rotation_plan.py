@@ -44,7 +44,7 @@ def plan_of(sizes: list[int], seats: int, shared: int = 0, part_bytes: int = 4 *
         shapes["shared"] = torch.Size([shared])
         stages[0].names.append("shared")
         stages[-1].names.append("shared")
-    return rotation_plan(shapes, stages, seats, part_bytes)
+    return rotation_plan(shapes, stages, seats, part_bytes=part_bytes)
 
 
 @pytest.mark.parametrize(("sizes", "groups"), [
@@ -196,3 +196,13 @@ def test_a_part_of_it_is_written_in_place_and_can_be_given_back_afterwards() -> 
     memory.free()
     memory.allocate()
     assert memory.bytes == unit.elements * BYTES
+
+
+def test_rows_of_a_parameter_in_several_units_are_the_parameters() -> None:
+    shapes = {"top": torch.Size([4, 16]), "bottom": torch.Size([6, 16])}
+    stages = [Reads("upper", ["top"]), Reads("lower", ["bottom"])]
+    plan = rotation_plan(shapes, stages, 2, named={"matrix": (0, 160)})
+    assert len(plan.units) == 2
+    assert [sum(last - first for first, last in plan.parameters_of(seat)["matrix"]) for seat in range(2)] == [
+        plan.shard_elements(seat) for seat in range(2)
+    ]
