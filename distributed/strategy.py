@@ -196,6 +196,13 @@ class Workload(Protocol):
         cut. In a flat buffer (`distributed.arithmetic.FlatParameters`) all elements lie where they do otherwise.
         """
 
+    def outline(self) -> torch.nn.Module:
+        """The model of `build_model(fine=True)` whose parameters have shapes and no values, on torch's meta device.
+
+        It is for a process that holds some of the parameters, and gives them to the model itself. Where the model
+        cannot be built in this way, it is the whole one.
+        """
+
     def stages(self, model: torch.nn.Module, fine: bool = False) -> Sequence[Stage]:
         """The model's stages in order: a few, or with `fine` all into which it can be cut without changing a bit."""
 

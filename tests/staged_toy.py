@@ -22,28 +22,36 @@ UNITS, WORDS = 40, 900
 CLIPPING: dict[str, Any] = {"max_norm": 0.05, "parameter_max_norms": {"layers.2": 0.01, "output": 0.02}}
 
 
-def staged_spec(stages: int = 6, fails: str = "", bad_step: int = 0, shared: bool = False) -> WorkloadSpec:
+def staged_spec(
+    stages: int = 6, fails: str = "", bad_step: int = 0, shared: bool = False, units: int = UNITS, words: int = WORDS
+) -> WorkloadSpec:
     """`stages` stages, the last with the loss.
 
     fails: `build` or a step, where all processes but the test's fail.
     bad_step: whose loss is not finite.
     shared: the first and the last stage read the same table.
+    units, words: a layer is [units, units], the output table [words, units].
     """
     return WorkloadSpec(
-        "staged_toy:StagedToy", {"stages": stages, "fails": fails, "bad_step": bad_step, "shared": shared}
+        "staged_toy:StagedToy",
+        {"stages": stages, "fails": fails, "bad_step": bad_step, "shared": shared, "units": units, "words": words},
     )
 
 
 class StagedModel(torch.nn.Module):
     """Layers, and an output table that has chunks of its own and ends in one that it shares."""
 
-    def __init__(self, stages: int) -> None:
+    def __init__(self, stages: int, units: int, words: int, is_outline: bool = False) -> None:
         super().__init__()
         random = torch.Generator().manual_seed(1)
-        self.output = torch.nn.Parameter(torch.randn(WORDS, UNITS, generator=random) / UNITS**0.5)
-        self.layers = torch.nn.ParameterList(
-            torch.randn(UNITS, UNITS, generator=random) / UNITS**0.5 for _ in range(stages - 1)
-        )
+
+        def drawn(*shape: int) -> torch.nn.Parameter:
+            if is_outline:
+                return torch.nn.Parameter(torch.empty(shape, device="meta"))
+            return torch.nn.Parameter(torch.randn(shape, generator=random) / units**0.5)
+
+        self.output = drawn(words, units)
+        self.layers = torch.nn.ParameterList(drawn(units, units) for _ in range(stages - 1))
 
 
 @dataclass
@@ -69,7 +77,7 @@ class StagedSlot:
 
     def mask(self, layer: int) -> Tensor:
         random = torch.Generator().manual_seed(self.seed * 100 + layer)
-        return (torch.rand(len(self.words), UNITS, generator=random) < 0.8) / 0.8
+        return (torch.rand(self.inputs.shape, generator=random) < 0.8) / 0.8
 
 
 @dataclass
@@ -117,16 +125,20 @@ class StagedToy:
 
     device = "cpu"
 
-    def __init__(self, stages: int, fails: str, bad_step: int, shared: bool):
+    def __init__(self, stages: int, fails: str, bad_step: int, shared: bool, units: int, words: int):
         self.plan = BatchPlan(6, 3)
         self.optimizer = OptimizerSpec("distributed.optimizers:Adam", {"epsilon": 1e-8}, **CLIPPING)
         self._stages, self._bad_step, self._shared = stages, bad_step, shared
+        self._units, self._words = units, words
         self._fails = fails if multiprocessing.parent_process() is not None else ""
         if self._fails == "build":
             raise ValueError("this toy cannot be built here")
 
     def build_model(self, fine: bool = False) -> torch.nn.Module:
-        return StagedModel(self._stages)
+        return StagedModel(self._stages, self._units, self._words)
+
+    def outline(self) -> torch.nn.Module:
+        return StagedModel(self._stages, self._units, self._words, is_outline=True)
 
     def stages(self, model: torch.nn.Module, fine: bool = False) -> Sequence[Layer | Output]:
         assert isinstance(model, StagedModel)
@@ -144,8 +156,8 @@ class StagedToy:
         seed = 1000 * index + slot
         random = torch.Generator().manual_seed(seed)
         tokens = self.slot_tokens(index)[slot]
-        inputs = torch.randn(tokens, UNITS, generator=random)
-        words = torch.randint(WORDS, (tokens,), generator=random)
+        inputs = torch.randn(tokens, self._units, generator=random)
+        words = torch.randint(self._words, (tokens,), generator=random)
         factor = math.inf if index == self._bad_step else 1.0
         return StagedSlot(inputs, words, seed, factor, GradientWatch() if probe else None)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -10,11 +10,10 @@ import torch
 from distributed.agent import Control, Job
 from distributed.errors import LinkError
 from distributed.links.addresses import Addresses
-from distributed.links.counters import Counters, total
 from distributed.links.frames import Frame
 from distributed.links.link import Link, Peer, Place
-from distributed.links.listener import Listener, Membership, connect
-from distributed.links.shared_memory import SharedArena
+from distributed.links.listener import Membership, connect
+from distributed.member_links import MemberLinks
 from distributed.parameter_server.messages import Kind, Member
 
 PHASES = {Kind.PUSH: "push", Kind.REPLY: "reply", Kind.SHADOW: "shadow", Kind.SUMS: "sums", Kind.STATE: "state"}
@@ -23,7 +22,7 @@ PHASES = {Kind.PUSH: "push", Kind.REPLY: "reply", Kind.SHADOW: "shadow", Kind.SU
 Deliver = Callable[[Member, Frame, memoryview], None]
 
 
-class DataLinks:
+class DataLinks(MemberLinks):
     """Links of one member by the other's role and number.
 
     Parameters
@@ -34,35 +33,14 @@ class DataLinks:
     """
 
     def __init__(self, job: Job, control: Control, place: Place, deliver: Deliver, listen: bool):
-        self._job, self._control, self._place, self._deliver = job, control, place, deliver
-        self.arena = SharedArena() if job.options["link"] != "tcp" else None
+        super().__init__(job, control, PHASES)
+        self._place, self._deliver = place, deliver
         self._links: dict[Member, Link] = {}
-        self._counters: dict[Member, list[Counters]] = {}  # of all links that there have been
         self._epoch = 0
         self._admitted: Callable[[Member], bool] = lambda member: True
-        self._faults = job.faults()
-        self._closing = False
-        self._listener: Listener | None = None
         self.accepted: Callable[[Member], None] = lambda member: None
         if listen:
-            bind = "127.0.0.1" if job.options["bind"] == "auto" else job.options["bind"]
-            self._listener = Listener(
-                self._membership,
-                self._accept,
-                bind=bind,
-                shared=self.arena is not None,
-                admit=self._admit,
-            )
-
-    @property
-    def addresses(self) -> dict[str, Any]:
-        """Where others reach this member."""
-        assert self._listener is not None
-        return self._listener.addresses.as_dict()
-
-    def allocate(self, elements: int) -> torch.Tensor:
-        """A buffer of zeros [elements] to send from: in shared memory, where links share some."""
-        return self.arena.allocate(elements) if self.arena is not None else torch.zeros(elements)
+            self._listen()
 
     def admit(self, epoch: int, admitted: Callable[[Member], bool]) -> None:
         """From now on be of this epoch, and let only those in."""
@@ -79,7 +57,7 @@ class DataLinks:
         try:
             link = connect(Addresses.from_dict(addresses), self._membership(), kind=self._job.options["link"])
         except LinkError as error:
-            self._tell_lost(member, error)
+            self._tell_lost(self._epoch, member, error)
             return False
         self._take(member, link)
         return True
@@ -100,38 +78,16 @@ class DataLinks:
             ):  # also of a peer that takes nothing: a frame is missing now, so that the link must not go on
                 link.shutdown()
 
-    def tell(self, message: dict[str, Any]) -> None:
-        """Part of `Outbox`."""
-        self._control.tell(message)
-
-    def counters(self) -> dict[str, dict[str, Any]]:
-        """What went to and from each member, over links that have ended, too."""
-        return {str(member): total(links) for member, links in list(self._counters.items())}
-
-    def shared_bytes(self) -> int:
-        """Bytes of the shared memory that this member has made."""
-        return self.arena.bytes if self.arena is not None else 0
-
     def close(self) -> None:
         """End everything."""
-        self._closing = True
-        if self._listener is not None:
-            self._listener.close()
-        for link in list(self._links.values()):
-            link.shutdown()
-            link.close(1.0)
+        super().close()
         self._links.clear()
-        if self.arena is not None:
-            self.arena.close()
+
+    def _open_links(self) -> Iterable[Link]:
+        return self._links.values()
 
     def _membership(self) -> Membership:
-        return self._job.membership(
-            self._epoch,
-            arena=self.arena,
-            beat_seconds=self._job.options["heartbeat_seconds"],  # shows that a frame is missing though none follows
-            faults=self._faults,
-            phases=PHASES,
-        )
+        return self._membership_of(self._epoch)
 
     def _admit(self, peer: Peer) -> str | None:
         member = Member(peer.role, peer.id)
@@ -149,7 +105,7 @@ class DataLinks:
         if old is not None:
             old.shutdown()
         self._links[member] = link
-        self._counters.setdefault(member, []).append(link.counters)
+        self._count(member, link)
         link.start(
             self._place,
             lambda frame, payload: self._deliver(member, frame, payload),
@@ -159,9 +115,4 @@ class DataLinks:
     def _closed(self, member: Member, link: Link, reason: LinkError) -> None:
         if self._links.get(member) is link:
             del self._links[member]
-            self._tell_lost(member, reason)
-
-    def _tell_lost(self, member: Member, reason: LinkError) -> None:
-        if not self._closing and member.role != "coordinator":
-            about = {"say": "link lost", "role": member.role, "number": member.number, "reason": str(reason)}
-            self._control.tell(about | {"epoch": self._epoch})
+            self._tell_lost(self._epoch, member, reason)

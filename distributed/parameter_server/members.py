@@ -365,8 +365,15 @@ class Members(Generic[Kept]):
         if message["do"] == "resume":
             for recovery in self._recoveries:
                 if "began" in recovery:
-                    recovery["seconds"] = time.monotonic() - recovery.pop("began")
+                    self._went_on(recovery, time.monotonic() - recovery["began"])
         self._plane.send(agent, message)
+
+    def _went_on(self, recovery: dict[str, Any], seconds: float) -> None:
+        """What was begun by a loss is over: a line to whoever looks on."""
+        del recovery["began"]
+        recovery["seconds"] = seconds
+        said = [self._job.run, recovery["lost"], recovery["step"], recovery["reason"], seconds]
+        log.warning("run %s: %s was lost at step %d (%s); the others went on after %.2f s", *said)
 
 
 def _name(agent: Agent) -> str:

@@ -30,7 +30,7 @@ class StateMembers(ReportingMembers[Kept]):
     def wait_until_rest(self, step: int) -> None:
         """Wait until no change of members is under way."""
         self._wait(
-            lambda: self._membership.at_work,
+            self._is_at_rest,
             lambda: f"{self._membership.pending() or 'everybody to rest'} after step {step}",
         )
 
@@ -39,6 +39,10 @@ class StateMembers(ReportingMembers[Kept]):
         self._closing = True
         self._links.close()
         super().close()
+
+    def _is_at_rest(self) -> bool:
+        """Whether no change of members is under way, as far as is known here."""
+        return self._membership.at_work
 
     def _anew(self) -> None:
         """A state is about to be given to members: nobody begins before, and what was lost is lost no more."""

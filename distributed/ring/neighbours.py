@@ -8,20 +8,17 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
-
-import torch
 
 from distributed.agent import Control, Job
 from distributed.errors import LinkError
 from distributed.links.addresses import Addresses
-from distributed.links.counters import Counters, total
 from distributed.links.frames import Frame
 from distributed.links.link import Deliver, Link, Payload, Peer, Place
-from distributed.links.listener import HANDSHAKE_SECONDS, Listener, Membership, connect
-from distributed.links.shared_memory import SharedArena
-from distributed.parameter_server.messages import COORDINATOR, Member, worker
+from distributed.links.listener import HANDSHAKE_SECONDS, Membership, connect
+from distributed.member_links import MemberLinks
+from distributed.parameter_server.messages import COORDINATOR, worker
 from distributed.ring.messages import Kind, Ring
 
 PHASES: dict[int, str] = {
@@ -40,7 +37,7 @@ NOBODY = Ring(0, ())
 _Sent = tuple[Frame, Payload, Callable[[], None] | None]
 
 
-class Neighbours:
+class Neighbours(MemberLinks):
     """The links of one node, and a listener for its predecessor and for the coordinator, who fetches whole states.
 
     Parameters
@@ -61,11 +58,8 @@ class Neighbours:
         serve: Callable[[Link], None],
         phases: Mapping[int, str] = PHASES,
     ):
-        self._phases = phases
-        self._job, self._control, self._place, self._deliver, self._serve = job, control, place, deliver, serve
-        self.arena = SharedArena() if job.options["link"] != "tcp" else None
-        self._faults = job.faults()
-        self._counters: dict[Member, list[Counters]] = {}  # of all links that there have been
+        super().__init__(job, control, phases)
+        self._place, self._deliver, self._serve = place, deliver, serve
         self._changed = threading.Condition()  # guards what follows
         self._ring = NOBODY
         self._to: Link | None = None
@@ -73,21 +67,7 @@ class Neighbours:
         self._early: list[_Sent] = []  # sent before there is a link
         self._early_back: list[_Sent] = []
         self._served: list[Link] = []
-        self._closing = False
-        bind = "127.0.0.1" if job.options["bind"] == "auto" else job.options["bind"]
-        self._listener = Listener(
-            lambda: self._membership(self._ring.epoch),
-            self._accept,
-            bind=bind,
-            shared=self.arena is not None,
-            admit=self._admit,
-        )
-        self.addresses = self._listener.addresses.as_dict()
-        """Where others reach this node."""
-
-    def allocate(self, elements: int) -> torch.Tensor:
-        """A buffer of zeros [elements] to send from: in shared memory, where links share some."""
-        return self.arena.allocate(elements) if self.arena is not None else torch.zeros(elements)
+        self._listen()
 
     # ------------------------------------------------------------------------------------------------- epochs
 
@@ -141,44 +121,26 @@ class Neighbours:
             else:
                 _send(self._from, frame, b"", None)
 
-    def tell(self, message: dict[str, Any]) -> None:
-        """Part of `Outbox`."""
-        self._control.tell(message)
-
-    def counters(self) -> dict[str, dict[str, Any]]:
-        """What went to and from each peer, over links that have ended, too."""
-        return {str(member): total(links) for member, links in list(self._counters.items())}
-
-    def shared_bytes(self) -> int:
-        """Bytes of the shared memory that this node has made."""
-        return self.arena.bytes if self.arena is not None else 0
-
     def close(self) -> None:
         """End everything."""
         self._closing = True
         with self._changed:
             self._changed.notify_all()
-        self._listener.close()
         self.leave()
-        for link in self._served:
-            link.shutdown()
-            link.close(1.0)
-        if self.arena is not None:
-            self.arena.close()
+        super().close()
 
     # ------------------------------------------------------------------------------------------------- inside
 
-    def _membership(self, epoch: int) -> Membership:
-        return self._job.membership(
-            epoch,
-            arena=self.arena,
-            beat_seconds=self._job.options["heartbeat_seconds"],  # shows that a frame is missing though none follows
-            faults=self._faults,
-            phases=self._phases,
-            # The protocol bounds what waits: two steps' parts, in memory that is there anyway. To wait for room would
-            # be to wait for the successor under the lock of the sums, which it may be waiting for in turn.
-            queued_frames=sys.maxsize,
-        )
+    def _open_links(self) -> Iterable[Link]:
+        return self._served
+
+    def _membership(self) -> Membership:
+        return self._membership_of(self._ring.epoch)
+
+    def _membership_of(self, epoch: int, **options: Any) -> Membership:
+        # The protocol bounds what waits: two steps' parts, in memory that is there anyway. To wait for room would be to
+        # wait for the successor under the lock of the sums, which it may be waiting for in turn.
+        return super()._membership_of(epoch, queued_frames=sys.maxsize, **options)
 
     def _admit(self, peer: Peer) -> str | None:
         """The predecessor, also where it has entered the epoch before this node has; and the coordinator."""
@@ -195,7 +157,7 @@ class Neighbours:
     def _accept(self, link: Link) -> None:
         if link.peer.role == COORDINATOR.role:
             self._served.append(link)
-            self._counters.setdefault(COORDINATOR, []).append(link.counters)
+            self._count(COORDINATOR, link)
             self._serve(link)
             return
         with self._changed:
@@ -211,10 +173,10 @@ class Neighbours:
 
     def _connect(self, epoch: int, successor: int, addresses: dict[str, Any]) -> None:
         try:
-            membership = self._membership(epoch)
+            membership = self._membership_of(epoch)
             link: Link = connect(Addresses.from_dict(addresses), membership, kind=self._job.options["link"])
         except LinkError as error:
-            self._tell_lost(epoch, worker(successor), error)
+            self._tell_ended(epoch, successor, error)
             return
         with self._changed:
             is_wanted = epoch == self._ring.epoch
@@ -228,15 +190,14 @@ class Neighbours:
             link.close(0.0)
 
     def _start(self, link: Link) -> None:
-        epoch, peer = self._ring.epoch, worker(link.peer.id)
-        self._counters.setdefault(peer, []).append(link.counters)
-        link.start(self._place, self._deliver, lambda reason: self._tell_lost(epoch, peer, reason))
+        epoch, number = self._ring.epoch, link.peer.id
+        self._count(worker(number), link)
+        link.start(self._place, self._deliver, lambda reason: self._tell_ended(epoch, number, reason))
 
-    def _tell_lost(self, epoch: int, peer: Member, reason: LinkError) -> None:
+    def _tell_ended(self, epoch: int, number: int, reason: LinkError) -> None:
         """Say that a link of the present epoch has ended, or was never made."""
-        if epoch == self._ring.epoch and not self._closing:
-            about = {"say": "link lost", "role": peer.role, "number": peer.number, "reason": str(reason)}
-            self._control.tell(about | {"epoch": epoch})
+        if epoch == self._ring.epoch:
+            self._tell_lost(epoch, worker(number), reason)
 
 
 def _send(link: Link, frame: Frame, payload: Payload, done: Callable[[], None] | None) -> None:

@@ -23,7 +23,7 @@ def plan_of(
     workload: Workload, seats: int, named: Mapping[str, Range] | None = None
 ) -> tuple[RotationPlan, list[list[str]]]:
     """The plan of a workload's model, the same wherever it is made, and by group the names of its stages."""
-    model = workload.build_model(fine=True)
+    model = workload.outline()
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     stages = workload.stages(model, fine=True)
     plan = rotation_plan(shapes, stages, seats, named)
@@ -46,7 +46,7 @@ class _Slot:
 class Computation:
     """Passes of groups.
 
-    The model is built whole, and its own parameters are given back at once: they are views of `memories` from then on.
+    Of the model there are only outlines: its parameters are views of `memories`.
 
     Parameters
     ----------
@@ -65,15 +65,17 @@ class Computation:
         part_bytes: int = PART_BYTES,
     ):
         self._workload, self._wanted = workload, wanted
-        model = workload.build_model(fine=True)
+        model = workload.outline()
         stages = workload.stages(model, fine=True)
         self._parameters = dict(model.named_parameters())
         shapes = {name: one.shape for name, one in self._parameters.items()}
         self.plan = rotation_plan(shapes, stages, seats, named, part_bytes)
         self.memories = [UnitMemory(unit) for unit in self.plan.units]
         for memory in self.memories:
-            for name in memory.unit.layout:
-                self._parameters[name].data = memory.unit.view(memory.flat, name)
+            for name in memory.unit.layout:  # they stay the ones that modules have, and get other contents
+                parameter = self._parameters[name]
+                torch.utils.swap_tensors(parameter, torch.nn.Parameter(torch.empty(0)))
+                parameter.data = memory.unit.view(memory.flat, name)
             memory.free()
         # Each group as if it were the whole: what readers of one parameter in several groups add to its gradient is
         # added as they come.

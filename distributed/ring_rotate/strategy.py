@@ -17,7 +17,12 @@ class RotateStrategy(AnyRingStrategy[RotateCoordinator]):
 
     def _new_coordinator(self, job: Job, workload: Mapping[str, Any]) -> RotateCoordinator:
         if self._workload.device != "cpu":
-            raise DistributedError("the ring's nodes compute on CPUs", where="device", allowed=["cpu"])
+            raise DistributedError(
+                "the ring's nodes compute on CPUs",
+                where="device",
+                allowed=["cpu"],
+                hint="device=cpu, or distribution=ring_allreduce, which computes on GPUs",
+            )
         named = {name: (start, start + shape.numel()) for name, (start, shape) in self._flat.layout.items()}
         plan, self._groups = plan_of(self._workload, job.options["nodes"], named)
         return RotateCoordinator(job, workload, plan)

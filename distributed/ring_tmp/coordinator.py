@@ -14,24 +14,22 @@ import torch
 
 from distributed.agent import Job
 from distributed.errors import DistributedError, LinkError
-from distributed.links.link import Link
-from distributed.parameter_server.members import RESUMABLE, names_of
+from distributed.parameter_server.members import RESUMABLE
 from distributed.parameter_server.messages import Member, worker
-from distributed.parameter_server.reporting import ReportingMembers
-from distributed.parameter_server.state_links import StateLinks
+from distributed.parameter_server.state_members import StateMembers
 from distributed.ring_tmp.cut import Cut
-from distributed.ring_tmp.membership import NODES_LIMIT
 from distributed.ring_tmp.placement import Placement
 from distributed.ring_tmp.probes import Words
 from distributed.ring_tmp.scalars import Decision
 from distributed.ring_tmp.state_transfer import StateTransfer
 from distributed.ring_tmp.takeover import takeover
 from distributed.ring_tmp.view import RingView
+from distributed.ring_tmp.walk import epoch_above
 
 PAUSE_SECONDS = 0.05  # before a link that has ended is made anew
 
 
-class StageRingCoordinator(ReportingMembers[RingView]):
+class StageRingCoordinator(StateMembers[RingView]):
     """Nodes of a ring, and what they say of steps.
 
     Public methods are called by the trainer's thread; what they wait for is brought about by the coordinator's own.
@@ -49,13 +47,10 @@ class StageRingCoordinator(ReportingMembers[RingView]):
     def __init__(self, job: Job, content: Mapping[str, Any], cut: Cut):
         super().__init__(job, {"worker": content}, RingView())
         self._cut = cut
-        self._links = StateLinks(job, self._changed, lambda number, link: self._put("unlinked", number, link))
-        self._states = StateTransfer(
-            cut.parts, self._links, lambda number: self._serving[number], job.options["shadows"]
-        )
+        self._states = StateTransfer(cut.parts, self._links, self._link, bool(job.options["shadows"]))
         self._decisions: dict[int, Decision] = {}  # by step, of those that were not asked for yet
         self._seen: dict[int, dict[int, tuple[Words, Words]]] = {}  # by probed step and stage: gradient and change
-        self._cleared: dict[Member, int] = {}  # by node that has forgotten all, the highest epoch that it knew
+        self._heard_of = 0  # the highest epoch that any node knew which has forgotten all
         self._installed: dict[Member, int] = {}  # by node, the epoch for which it has the states
         self._invited: dict[int, int] = {}  # by node that waits to be admitted, the epoch in which a place was sought
         self._paused = 0.0  # seconds from the notice of the newest change to the go-ahead, by the first to tell of it
@@ -72,22 +67,15 @@ class StageRingCoordinator(ReportingMembers[RingView]):
 
     def _install(self, step: int, buffers: Sequence[torch.Tensor], updates: int) -> bool:
         with self._changed:
-            self._beginning = True
-            for told in (self._cleared, self._installed, self._decisions, self._seen, self._invited):
+            self._anew()
+            for told in (self._installed, self._decisions, self._seen, self._invited):
                 told.clear()
         self._wait(lambda: bool(self._ready), lambda: "a node to come", seconds=self._patience())
-        members = set(self._ready)
-        for member in members:
-            self._send(member, {"do": "clear"})
-        self._wait(
-            lambda: self._cleared.keys() >= members or not members <= self._ready,
-            lambda: f"{names_of(members - self._cleared.keys())} to forget what they had",
-        )
+        members = self._clear()
         if not members <= self._ready:
             return False
-        newest = max(self._membership.epoch, *self._cleared.values())
         numbers = sorted(member.number for member in members)[: self._options["nodes"]]
-        placement = self._cut.placement(numbers, (newest // NODES_LIMIT + 1) * NODES_LIMIT + numbers[0])
+        placement = self._cut.placement(numbers, epoch_above(max(self._membership.epoch, self._heard_of), numbers[0]))
         try:
             for number in numbers:
                 self._states.give(number, placement, step - 1, buffers, updates)
@@ -130,13 +118,6 @@ class StageRingCoordinator(ReportingMembers[RingView]):
                     del known[old]
             return self._decisions[step], list(self._seen.get(step, {}).values())
 
-    def wait_until_rest(self, step: int) -> None:
-        """Wait until no change of members is under way, and everything exists twice."""
-        self._wait(
-            lambda: self._membership.at_work and not self._given_up,
-            lambda: f"{self._membership.pending() or 'everybody to rest'} after step {step}",
-        )
-
     def pull(self, step: int, buffers: Sequence[torch.Tensor]) -> int:
         """Write the nodes' state after `step` into flat buffers: parameters, then moments as far as asked for.
 
@@ -163,17 +144,7 @@ class StageRingCoordinator(ReportingMembers[RingView]):
                     raise DistributedError("no links to the nodes last", where=self.where)
                 self._changed.wait(PAUSE_SECONDS)  # one whose link ends first is lost a moment later
 
-    def close(self) -> None:
-        """End all members and the coordinator's thread. Safe to call twice."""
-        self._closing = True
-        self._links.close()
-        super().close()
-
     # ------------------------------------------------------------------------------------------------- events
-
-    def _on_unlinked(self, number: int, link: Link) -> None:
-        """A link of the coordinator's own has ended."""
-        self._links.forget(number, link)
 
     def _on_begin(self, placement: Placement, step: int) -> None:
         """All have their states. Who is gone since then is missed by the others, as at any time."""
@@ -221,7 +192,8 @@ class StageRingCoordinator(ReportingMembers[RingView]):
                 self._send(one, {"do": "book", "addresses": self._book()})
 
     def _say_cleared(self, member: Member, said: dict[str, Any]) -> None:
-        self._cleared[member] = said["epoch"]
+        super()._say_cleared(member, said)
+        self._heard_of = max(self._heard_of, said["epoch"])
 
     def _say_installed(self, member: Member, said: dict[str, Any]) -> None:
         self._installed[member] = said["epoch"]
@@ -271,6 +243,10 @@ class StageRingCoordinator(ReportingMembers[RingView]):
 
     # ------------------------------------------------------------------------------------------------- inside
 
+    def _is_at_rest(self) -> bool:
+        """Also, nobody is about to be lost, and everything exists twice."""
+        return super()._is_at_rest() and not self._given_up
+
     def _belongs(self, member: Member) -> bool:
         return member.number in self._membership.known
 
@@ -285,8 +261,7 @@ class StageRingCoordinator(ReportingMembers[RingView]):
         members = {str(worker(number)) for number in self._membership.placement.ring.order}
         for recovery in self._recoveries:
             if "began" in recovery and recovery["lost"] not in members:
-                del recovery["began"]
-                recovery["seconds"] = self._paused
+                self._went_on(recovery, self._paused)
 
     def _book(self) -> dict[str, Any]:
         """Where nodes can be reached."""

@@ -10,21 +10,20 @@ from __future__ import annotations
 import contextlib
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from distributed.agent import Job
+from distributed.agent import Control, Job
 from distributed.errors import LinkError
 from distributed.links.addresses import Addresses
-from distributed.links.counters import Counters, total
 from distributed.links.frames import Frame
 from distributed.links.link import Link, Peer
-from distributed.links.listener import Listener, Membership, connect
-from distributed.links.shared_memory import SharedArena
-from distributed.parameter_server.messages import COORDINATOR, Member, worker
+from distributed.links.listener import Membership, connect
+from distributed.member_links import MemberLinks
+from distributed.parameter_server.messages import COORDINATOR, worker
 from distributed.ring_tmp.mailbox import Key, Mailbox
 from distributed.ring_tmp.membership import Answer, Hello
 from distributed.ring_tmp.messages import Kind, Message
@@ -40,7 +39,7 @@ class Dialled:
     link: Link | None
 
 
-class NeighbourLinks:
+class NeighbourLinks(MemberLinks):
     """The links of one node. All but the callbacks of links is called by the thread that plays it.
 
     What comes is posted to the mailbox as (link, what): a `Message`, the `LinkError` that ended the link, or with no
@@ -48,7 +47,7 @@ class NeighbourLinks:
 
     Parameters
     ----------
-    job: the node's.
+    job, control: the node's.
     mailbox: where everything goes.
     new_gradient: gives memory for the gradient of a stage, of so many elements.
     serve: starts a link that the coordinator has made.
@@ -57,18 +56,16 @@ class NeighbourLinks:
     def __init__(
         self,
         job: Job,
+        control: Control,
         mailbox: Mailbox,
         new_gradient: Callable[[int, int], torch.Tensor],
         serve: Callable[[Link], None],
     ):
-        self._job, self._mailbox, self._new_gradient, self._serve = job, mailbox, new_gradient, serve
-        self.arena = SharedArena() if job.options["link"] != "tcp" else None
-        self._faults = job.faults()
-        self._counters: dict[Member, list[Counters]] = {}  # of all links that there have been
+        super().__init__(job, control, PHASES)
+        self._mailbox, self._new_gradient, self._serve = mailbox, new_gradient, serve
         self._changed = threading.Condition()  # guards the next three, which threads of links see
         self._made: set[Link] = set()
         self._book: dict[int, Mapping[str, Any]] = {}  # by number, where nodes can be reached
-        self._closing = False
         self.next: Link | None = None
         self.before: Link | None = None
         self._candidate: Link | None = None  # dialled, and not answered
@@ -77,21 +74,7 @@ class NeighbourLinks:
         self._attempt = 0
         self._epoch = 0
         self._early: list[Message] | None = None  # for the first successor, to which there is no link yet
-        bind = "127.0.0.1" if job.options["bind"] == "auto" else job.options["bind"]
-        self._listener = Listener(
-            self._membership,
-            self._accept,
-            bind=bind,
-            shared=self.arena is not None,
-            admit=self._admit,
-            handshake_seconds=job.options["deadline_seconds"],
-        )
-        self.addresses = self._listener.addresses.as_dict()
-        """Where others reach this node."""
-
-    def allocate(self, elements: int) -> torch.Tensor:
-        """A buffer of zeros [elements] to send from: in shared memory, where links share some."""
-        return self.arena.allocate(elements) if self.arena is not None else torch.zeros(elements)
+        self._listen(handshake_seconds=job.options["deadline_seconds"])
 
     def learn(self, book: Mapping[str, Mapping[str, Any]]) -> None:
         """Where nodes can be reached, by number as text; any thread may tell."""
@@ -185,38 +168,24 @@ class NeighbourLinks:
         if self.before is not None:
             self._send(self.before, message)
 
-    def counters(self) -> dict[str, dict[str, Any]]:
-        """What went to and from each peer, over links that have ended, too."""
-        return {str(member): total(links) for member, links in list(self._counters.items())}
-
-    def shared_bytes(self) -> int:
-        """Bytes of the shared memory that this node has made."""
-        return self.arena.bytes if self.arena is not None else 0
-
     def close(self) -> None:
         """End everything."""
         with self._changed:
             self._closing = True
             self._changed.notify_all()
-            made = list(self._made)
-        self._listener.close()
-        for link in made:
-            link.shutdown()
-            link.close(1.0)
-        if self.arena is not None:
-            self.arena.close()
+        super().close()
 
     # ------------------------------------------------------------------------------------------------- inside
 
+    def _open_links(self) -> Iterable[Link]:
+        with self._changed:
+            return list(self._made)
+
     def _membership(self) -> Membership:
         heartbeat, deadline = self._job.options["heartbeat_seconds"], self._job.options["deadline_seconds"]
-        return self._job.membership(
+        return self._membership_of(
             self._epoch,
-            arena=self.arena,
-            beat_seconds=heartbeat,  # shows that a frame is missing though none follows
             silence_seconds=max(deadline, 3 * heartbeat),  # nobody else looks after nodes that stand still
-            faults=self._faults,
-            phases=PHASES,
             # The protocol bounds what waits. To wait for room would be to wait for the successor in the thread that
             # has to take in what the predecessor sends, and so all might wait round the ring.
             queued_frames=sys.maxsize,
@@ -263,7 +232,7 @@ class NeighbourLinks:
             if self._closing:
                 return False
             self._made.add(link)
-            self._counters.setdefault(peer, []).append(link.counters)
+            self._count(peer, link)
         return True
 
     def _start(self, link: Link) -> None:

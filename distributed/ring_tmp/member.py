@@ -17,6 +17,7 @@ from distributed.ring_tmp.mailbox import Mailbox
 from distributed.ring_tmp.membership import Answer, Hello, RingMembership
 from distributed.ring_tmp.messages import Kind, Message
 from distributed.ring_tmp.node import RingTmpNode
+from distributed.ring_tmp.parts import Gradients
 from distributed.ring_tmp.passes import Passes
 from distributed.ring_tmp.placement import Placement, newcomer
 from distributed.ring_tmp.probes import ProbePieces, Words
@@ -52,6 +53,7 @@ class RingMember:
         self._number, self._control, self._links, self._mailbox = job.number, control, links, mailbox
         self._passes, self._workload, self._timeline, self._faults = passes, workload, timeline, job.faults()
         self._grants = Grants()
+        self._gradients = Gradients(passes.parts, links.allocate)  # of one ring after the other
         self._pieces = ProbePieces(
             passes.parts, {name: (one[0], one[1]) for name, one in job.content["layout"].items()}
         )
@@ -124,6 +126,8 @@ class RingMember:
         self._links.reset()
         self._passes.forget()
         epoch = self._membership.promised if self._membership is not None else 0
+        if self._node is not None:
+            self._node.leave()
         self._node, self._membership, self.guest = None, None, None
         self._grants = Grants()
         return epoch
@@ -135,7 +139,7 @@ class RingMember:
 
     def _play(self, placement: Placement, states: dict[int, PartState]) -> None:
         self._node = RingTmpNode(
-            self._number, self.setup, self._links, states, placement, self._links.allocate, self._mailbox
+            self._number, self.setup, self._links, states, placement, self._gradients, self._mailbox
         )
         self._membership = RingMembership(self._number, placement, self, self._links, shadows=self.setup.shadows)
         self._node.allow(self._grants.through)

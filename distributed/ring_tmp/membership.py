@@ -20,17 +20,15 @@ on alone; in a larger ring the half that lacks two neighbours' stages stops.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from distributed.ring.messages import Ring
 from distributed.ring_tmp.messages import Kind, Message
 from distributed.ring_tmp.placement import Placement
 from distributed.ring_tmp.verdict import Status, Verdict, newest, verdict_of
-
-NODES_LIMIT = 1024
-"""Numbers of nodes are below this: an epoch's number holds that of the node that began it."""
+from distributed.ring_tmp.walk import NODES_LIMIT, Walk, beginner_of, epoch_above
 
 
 class Hello(NamedTuple):
@@ -87,25 +85,6 @@ class Network(Protocol):
         """End the link from the predecessor."""
 
 
-class _Walk(NamedTuple):
-    """Words on their way."""
-
-    epoch: int
-    gone: frozenset[int]
-    statuses: tuple[Status, ...]
-
-    @property
-    def origin(self) -> int:
-        return self.epoch % NODES_LIMIT
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"gone": sorted(self.gone), "statuses": [one.to_dict() for one in self.statuses]}
-
-    @classmethod
-    def from_dict(cls, epoch: int, data: Mapping[str, Any]) -> _Walk:
-        return cls(epoch, frozenset(data["gone"]), tuple(map(Status.from_dict, data["statuses"])))
-
-
 class RingMembership:
     """Node `number`'s part in agreeing on who there is.
 
@@ -122,7 +101,7 @@ class RingMembership:
         self.gone: set[int] = set()
         self._node, self._network, self._shadows = node, network, shadows
         self._promised = placement.ring.epoch
-        self._walk: _Walk | None = None  # the one that this node has stopped for
+        self._walk: Walk | None = None  # the one that this node has stopped for
         self._is_linked, self._is_dialling = len(placement.ring.order) > 1, False
         self._order, self._known = placement.ring.order, placement.ring.epoch  # where successors are looked for
         self._admits: tuple[int, tuple[int, ...]] | None = None
@@ -208,7 +187,7 @@ class RingMembership:
 
     def receive(self, message: Message) -> None:
         """Take in a walk or a verdict from the predecessor."""
-        walk = _Walk.from_dict(message.epoch, message.payload)
+        walk = Walk.from_dict(message.epoch, message.payload)
         if self._is_over:
             return
         self.gone |= walk.gone
@@ -224,9 +203,9 @@ class RingMembership:
         elif walk.epoch == self._promised and self._walk is not None and walk.origin != self.number:
             self._go_on(walk)
 
-    def _take(self, walk: _Walk) -> None:
+    def _take(self, walk: Walk) -> None:
         if walk.epoch < self._promised:
-            if self._promised % NODES_LIMIT in self.gone:
+            if beginner_of(self._promised) in self.gone:
                 self._begin()  # what this node has stopped for cannot end well, and the lower one was stopped by it
         elif walk.epoch == self._promised:
             if walk.origin != self.number:
@@ -258,16 +237,15 @@ class RingMembership:
 
     def _begin(self) -> None:
         """Begin a walk that is higher than all others."""
-        epoch = (self._promised // NODES_LIMIT + 1) * NODES_LIMIT + self.number
-        self._stop_for(_Walk(epoch, frozenset(self.gone), (self._status(),)))
+        self._stop_for(Walk(epoch_above(self._promised, self.number), frozenset(self.gone), (self._status(),)))
 
-    def _stop_for(self, walk: _Walk) -> None:
+    def _stop_for(self, walk: Walk) -> None:
         self._promised = walk.epoch
         self._walk = walk._replace(gone=walk.gone | self.gone)
         if self._is_linked:
             self._send(Kind.WALK, self._walk)
 
-    def _go_on(self, walk: _Walk) -> None:
+    def _go_on(self, walk: Walk) -> None:
         """All who live have spoken."""
         old = newest(walk.statuses)
         verdict = verdict_of(walk.epoch, walk.statuses, shadows=self._shadows)
@@ -310,12 +288,12 @@ class RingMembership:
         elif not self.placement.ring.epoch:  # nobody is left who could admit this node
             self._end()
         elif self._walk is not None:  # nobody else is left
-            self._stop_for(_Walk(self._promised, frozenset(self.gone), (self._status(),)))
+            self._stop_for(Walk(self._promised, frozenset(self.gone), (self._status(),)))
             self._go_on(self._walk)
 
     def _end(self) -> None:
         self._is_over = True
         self._node.fenced()
 
-    def _send(self, kind: Kind, walk: _Walk) -> None:
+    def _send(self, kind: Kind, walk: Walk) -> None:
         self._network.to_successor(Message(kind, walk.epoch, payload=walk.to_dict()))

@@ -22,8 +22,7 @@ have applied its step, a state until the first step is applied, before which all
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -33,24 +32,14 @@ from distributed.ring_tmp.barrier import PrepareBarrier
 from distributed.ring_tmp.executor import Executor, Task, Work
 from distributed.ring_tmp.mailbox import Key, Mailbox
 from distributed.ring_tmp.messages import Kind, Message, Outbox
-from distributed.ring_tmp.parts import Gradients, GroupSums
+from distributed.ring_tmp.open_steps import OpenSteps
+from distributed.ring_tmp.parts import Gradients
 from distributed.ring_tmp.placement import Placement
 from distributed.ring_tmp.scalars import Decision, StepFacts
 from distributed.ring_tmp.setup import Setup
 from distributed.ring_tmp.shadow import PartState
 from distributed.ring_tmp.streams import StateStreams
 from distributed.ring_tmp.verdict import Status, Stream, Verdict
-
-
-@dataclass
-class _OpenStep:
-    """What is there of a step that is not applied."""
-
-    sums: dict[int, GroupSums] = field(default_factory=dict)  # by stage, while backward passes add to it
-    gradients: dict[int, torch.Tensor] = field(default_factory=dict)  # by stage: own ones, complete
-    copies: dict[int, torch.Tensor] = field(default_factory=dict)  # by stage: of the node before, for the second copy
-    facts: StepFacts = field(default_factory=StepFacts)
-    has_spoken: bool = False
 
 
 class RingTmpNode:
@@ -62,7 +51,7 @@ class RingTmpNode:
     outbox: to the neighbours.
     states: of the stages that this node owns, and of those whose second copy it has, after the same step.
     placement: that of the first epoch; `placement.newcomer` for a node that is still to be admitted.
-    allocate: gives zeros that links can send from.
+    gradients: buffers that links can send from.
     mailbox: where threads that receive put what comes, of this node and of others before it in its process.
     """
 
@@ -73,7 +62,7 @@ class RingTmpNode:
         outbox: Outbox,
         states: Mapping[int, PartState],
         placement: Placement,
-        allocate: Callable[[int], torch.Tensor] = torch.zeros,
+        gradients: Gradients | None = None,
         mailbox: Mailbox | None = None,
     ):
         self.number, self.setup = number, setup
@@ -87,10 +76,8 @@ class RingTmpNode:
         self.lost_placement: Placement | None = None
         self.is_fenced = False
         self._outbox = outbox
-        self._gradients = Gradients(setup.parts, allocate)
+        self._steps = OpenSteps(setup.plan, gradients or Gradients(setup.parts))
         self._through = self.applied = max((state.step for state in self.states.values()), default=0)
-        self._open: dict[int, _OpenStep] = {}
-        self._sent: list[tuple[int, torch.Tensor]] = []  # step and gradient: the next node may be reading it
         self._ahead: list[Message] = []  # of epochs that are still to be entered
         self._is_frozen = False
         self._is_new = not placement.ring.epoch
@@ -134,6 +121,11 @@ class RingTmpNode:
         """See `membership.Node`: the process ends."""
         self._is_frozen = self.is_fenced = True
 
+    def leave(self) -> None:
+        """Be in no ring any more; the buffers of its gradients are for the next node that has them."""
+        self._is_frozen = True
+        self._steps.leave()
+
     def _enter(self, placement: Placement, streams: Sequence[Stream]) -> None:
         setup = self.setup
         self.placement, self._is_frozen = placement, False
@@ -142,11 +134,11 @@ class RingTmpNode:
         self._ships = setup.shadows and len(placement.ring.order) > 1
         self._own = placement.stages_of(self.number)
         self._shadowed = placement.shadowed_by(self.number) if setup.shadows else []
-        self._forget()
-        self._barrier = PrepareBarrier(
-            self.number, setup.parts, placement, setup.optimizer, setup.tokens, self._send_word
-        )
-        self._streams = StateStreams(self.number, setup, placement, streams, self._outbox)
+        self._steps.forget()
+        self._has_spoken = 0  # the newest step of which it has said its word in this epoch
+        rule, tokens, number = setup.optimizer, setup.tokens, self.number
+        self._barrier = PrepareBarrier(number, setup.parts, placement, rule, tokens, self._send_word)
+        self._streams = StateStreams(number, setup, placement, streams, self._outbox)
         self.mailbox.enter(placement.ring.epoch, self.executor.expects, self.executor.limit)
         self._streams.send(self.states)
         ahead, self._ahead = self._ahead, []
@@ -182,13 +174,7 @@ class RingTmpNode:
     def gradient_buffers(self, task: Task) -> dict[int, torch.Tensor]:
         """By stage of a backward pass, the buffer [elements of its part] to which it is to add."""
         assert task.range is not None
-        found = {}
-        for stage in range(task.range.start, task.range.stop):
-            sums = self._step(task.step).sums
-            if stage not in sums:
-                sums[stage] = GroupSums(self.setup.plan, self._gradients, stage)
-            found[stage] = sums[stage].buffer(task.slot)
-        return found
+        return self._steps.buffers(task.step, range(task.range.start, task.range.stop), task.slot)
 
     def forwarded(self, task: Task, outputs: Any) -> None:
         """A forward pass is done; its outputs go on, unless this was the last range."""
@@ -204,16 +190,14 @@ class RingTmpNode:
         """
         assert task.range is not None
         if not task.range.is_first:
-            self._outbox.to_predecessor(
-                self._message(Kind.BACKWARD, task.step, (task.range.start, task.slot), gradients)
-            )
-        opened = self._step(task.step)
+            tags = (task.range.start, task.slot)
+            self._outbox.to_predecessor(self._message(Kind.BACKWARD, task.step, tags, gradients))
         if facts is not None:
-            opened.facts += facts
+            self._steps.add(task.step, facts)
         if not self.executor.done(task):
             return
         for stage in range(task.range.start, task.range.stop):
-            gradient = opened.gradients[stage] = opened.sums.pop(stage).result()
+            gradient = self._steps.complete(task.step, stage)
             if self._ships:
                 self._outbox.to_successor(self._message(Kind.GRADIENT, task.step, (stage, 0), gradient))
         self._advance()
@@ -230,7 +214,7 @@ class RingTmpNode:
 
     def new_gradient(self, stage: int) -> torch.Tensor:
         """A buffer to receive a `GRADIENT` in."""
-        return self._gradients.new(stage)
+        return self._steps.new_gradient(stage)
 
     def receive(self, message: Message) -> None:
         """Take in what a neighbour says of anything but activations and walks.
@@ -241,6 +225,8 @@ class RingTmpNode:
         if message.epoch > epoch:
             self._ahead.append(message)
         if message.epoch != epoch or self._is_frozen:
+            if message.kind == Kind.GRADIENT and message.epoch <= epoch:
+                self._steps.refuse(message.payload)
             return
         match message.kind:
             case Kind.FORWARD | Kind.BACKWARD:
@@ -259,19 +245,16 @@ class RingTmpNode:
     def _take_gradient(self, message: Message) -> None:
         stage = message.tags[0]
         self._check_step(message)
-        copies = self._step(message.step).copies
-        if stage not in self._shadowed or stage in copies:
-            raise FrameError(f"the gradient of stage {stage} of step {message.step} has come twice, or astray")
         if message.payload.numel() != self.setup.parts[stage].size:
             raise FrameError(f"a gradient of {message.payload.numel()} elements for stage {stage}")
-        copies[stage] = message.payload
+        if stage not in self._shadowed or not self._steps.take_copy(message.step, stage, message.payload):
+            raise FrameError(f"the gradient of stage {stage} of step {message.step} has come twice, or astray")
 
     def _check_step(self, message: Message) -> None:
         """A neighbour may have applied one step more, and be as far as that lets it be."""
         if not self.applied < message.step <= self.applied + 2 + self.setup.lag:
-            raise FrameError(
-                f"{message.kind.name} of step {message.step} comes to a node that has applied {self.applied}"
-            )
+            what = f"{message.kind.name} of step {message.step}"
+            raise FrameError(f"{what} comes to a node that has applied {self.applied}")
 
     def _take_state(self, message: Message) -> None:
         stage = message.tags[0]
@@ -289,49 +272,26 @@ class RingTmpNode:
 
     # ------------------------------------------------------------------------------------------------- inside
 
-    def _step(self, step: int) -> _OpenStep:
-        return self._open.setdefault(step, _OpenStep())
-
-    def _forget(self) -> None:
-        """Give up the open steps. A walk has gone round behind all that was sent of them: nobody reads it any more."""
-        for opened in self._open.values():
-            for sums in opened.sums.values():
-                sums.discard()
-            for gradient in (*opened.gradients.values(), *opened.copies.values()):
-                self._gradients.release(gradient)
-        self._open = {}
-
     def _advance(self) -> None:
         """Speak of the open step, once all is there that this node's word vouches for."""
         step = self.applied + 1
-        opened = self._open.get(step)
-        if opened is None or opened.has_spoken or not self._streams.are_done:
+        if self._has_spoken == step or not self._streams.are_done:
             return
-        if len(opened.gradients) == len(self._own) and len(opened.copies) == len(self._shadowed):
-            opened.has_spoken = True
-            self._barrier.speak(step, opened.gradients, opened.facts)
+        if self._steps.has_all(step, self._own, self._shadowed):
+            self._has_spoken = step
+            self._barrier.speak(step, *self._steps.own(step))
 
     def _apply(self, decision: Decision) -> None:
         """Step all that this node holds, from gradients that are all here."""
         step = decision.step
-        opened = self._open.pop(step)
         rate, is_probed = self.setup.rate(step), self.setup.probed(step)
-        for stage, gradient in (*opened.gradients.items(), *opened.copies.items()):
+        for stage, gradient in self._steps.all(step).items():
             change = self.states[stage].apply(gradient, decision, rate, is_probed)
             if change is not None:
                 self.setup.look(stage, gradient, change)
-        for gradient in opened.copies.values():
-            self._gradients.release(gradient)
+        self._steps.close(step, shipped=self._ships)
         for stage in [one for one in self.states if self.states[one].step < step]:
             del self.states[stage]  # kept until now for the case that its new holders were lost before they had it
-        # All have spoken of this step, so they have applied the one before, and read what was sent of it.
-        done = [gradient for before, gradient in self._sent if before < step]
-        if self._ships:
-            self._sent = [(step, gradient) for gradient in opened.gradients.values()]
-        else:
-            self._sent, done = [], [*done, *opened.gradients.values()]
-        for gradient in done:
-            self._gradients.release(gradient)
         if not decision.is_update:  # behind it none begins that has not been begun by somebody perhaps
             self._through = min(self._through, step + self.setup.lag)
         self.applied, self.decision = step, decision

@@ -20,19 +20,19 @@ Tensors = Mapping[str, torch.Tensor]
 class Passes:
     """Forward and backward passes of ranges of stages.
 
-    The model is built whole, and its own parameters are given back at once: those of stages that this node runs are
-    views of their states, and there are no others.
+    Of the model there are only outlines: the parameters of stages that this node runs are views of their states, and
+    there are no others.
     """
 
     def __init__(self, workload: Workload):
         self._workload = workload
-        self._model = workload.build_model(fine=True)
+        self._model = workload.outline()
         self._stages = workload.stages(self._model, fine=True)
         self.parts = parts_of_model(self._model, self._stages)
         """What each stage owns."""
         self._parameters = dict(self._model.named_parameters())
-        for parameter in self._parameters.values():
-            parameter.data = torch.empty(0, dtype=parameter.dtype)
+        for parameter in self._parameters.values():  # they stay the ones that modules have, and get other contents
+            torch.utils.swap_tensors(parameter, torch.nn.Parameter(torch.empty(0, dtype=parameter.dtype)))
         self._calls: dict[tuple[int, int], StageCalls] = {}
         self._open: dict[tuple[int, int, int], tuple[StageCall, Any]] = {}  # by first stage, step and slot
 

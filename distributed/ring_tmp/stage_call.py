@@ -84,11 +84,11 @@ class StageCall:
             the last range. A name is missing, here as there, where no gradient has come.
         """
         roots: list[torch.Tensor] = []
-        given: list[torch.Tensor | None] = []
+        given: list[torch.Tensor] = []
         for name, tensor in self.made.items():
             if name == "loss":
                 roots.append(tensor / self.target_tokens)
-                given.append(None)
+                given.append(torch.ones_like(roots[-1]))
             elif name in gradients and tensor.requires_grad:
                 roots.append(tensor)
                 given.append(gradients[name])
@@ -102,7 +102,8 @@ class StageCall:
         for parameter in self.earlier.values():
             parameter.grad = None
         if roots:
-            torch.autograd.backward(roots, given)
+            end: torch.Tensor = _Given.apply(given, *roots)
+            end.backward()
         for name, parameter in self.earlier.items():
             if parameter.grad is not None:
                 back[shared(name)] = parameter.grad
@@ -126,6 +127,23 @@ class _Arrived(torch.autograd.Function):
         if gradients[0] is not None:
             ctx.gradients[ctx.name] = gradients[0]
         return None, None, None, None
+
+
+class _Given(torch.autograd.Function):
+    """The end of a graph, from which each of some tensors gets the gradient that is given for it.
+
+    As `torch.autograd.backward` does it with gradients; that one loads a library for symbolic shapes before it compares
+    sizes, half a second and 50 MB of each process.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, given: Sequence[torch.Tensor], *tensors: torch.Tensor) -> torch.Tensor:
+        ctx.given = given
+        return torch.zeros(())
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+        return None, *ctx.given
 
 
 def shared(parameter: str) -> str:

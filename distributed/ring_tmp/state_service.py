@@ -1,19 +1,21 @@
 """A node's end of the coordinator's own link to it: states of stages, given before training and fetched while it rests.
 
-Threads of links only hand on what comes; the thread that plays the node takes it.
+What is given goes from the link to its place, in the link's thread, so that nothing of it is here twice; the thread
+that plays the node takes it once all is here.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
 
 import torch
 
 from distributed.agent import Control, Job
-from distributed.errors import LinkError
+from distributed.errors import FrameError, LinkError
 from distributed.links.frames import Frame, as_tensor, read_json
-from distributed.links.link import Link
+from distributed.links.link import DISCARD, Discard, Link
 from distributed.parameter_server.messages import Kind as StateKind
 from distributed.ring_tmp.mailbox import Mailbox
 from distributed.ring_tmp.messages import Kind
@@ -23,10 +25,14 @@ from distributed.ring_tmp.shadow import PartState
 
 
 class StateService:
-    """Takes in the states that a placement gives to this node, and hands out those that it has."""
+    """Takes in the states that a placement gives to this node, and hands out those that it has.
 
-    def __init__(self, job: Job, mailbox: Mailbox, control: Control):
-        self._number, self._mailbox, self._control = job.number, mailbox, control
+    setup: what all agree on; there once the node has said that it is ready.
+    """
+
+    def __init__(self, job: Job, mailbox: Mailbox, control: Control, setup: Callable[[], Setup]):
+        self._number, self._mailbox, self._control, self._setup = job.number, mailbox, control, setup
+        self._lock = threading.Lock()  # of two links, the older may still be at its last frame
         self._expected: dict[int, PartState] = {}
         self._missing: set[tuple[int, int]] = set()  # stage and buffer
         self._epoch = 0
@@ -38,39 +44,18 @@ class StateService:
             if frame.kind == StateKind.PULL:
                 self._mailbox.post((link, {"do": "pull", "step": frame.step, "buffers": frame.tags[1]}))
             elif frame.kind == Kind.TAKE:
-                self._mailbox.post((None, {"do": "take", "step": frame.step, "placement": read_json(payload)}))
+                self._expect(frame.epoch, Placement.from_dict(read_json(payload)), frame.step)
             else:
-                content = as_tensor(payload, torch.float32)
-                self._mailbox.post((None, {"do": "state", "frame": frame, "content": content}))
+                self._take(frame, payload)
 
         # The coordinator makes another where this one ends.
-        link.start(lambda frame: None, deliver, lambda reason: None)
-
-    def expect(self, setup: Setup, placement: Placement, step: int) -> None:
-        """Wait for the states that this node is to have, after `step`."""
-        held = {*placement.stages_of(self._number), *(placement.shadowed_by(self._number) if setup.shadows else ())}
-        self._epoch = placement.ring.epoch
-        self._expected = {stage: setup.new_state(stage, step) for stage in sorted(held)}
-        self._missing = {
-            (stage, index) for stage, state in self._expected.items() for index in range(len(state.buffers()))
-        }
-
-    def take(self, frame: Frame, content: torch.Tensor) -> None:
-        """A buffer of a state has come; says so once all have."""
-        stage, index, updates = frame.tags
-        if frame.epoch != self._epoch or (stage, index) not in self._missing:
-            return  # of an attempt that was given up
-        state = self._expected[stage]
-        state.buffers()[index].copy_(content)
-        state.take_facts({"step": frame.step, "updates": updates})
-        self._missing.discard((stage, index))
-        if not self._missing:
-            self._control.tell({"say": "installed", "epoch": self._epoch})
+        link.start(self._place, deliver, lambda reason: None)
 
     def taken(self) -> dict[int, PartState]:
         """The states, which are the node's from now on."""
-        found, self._expected = self._expected, {}
-        return found
+        with self._lock:
+            found, self._expected = self._expected, {}
+            return found
 
     def send(self, link: Link, step: int, count: int, states: Mapping[int, PartState]) -> None:
         """Send so many buffers of each state: parameters, then moments."""
@@ -79,3 +64,44 @@ class StateService:
                 for index, buffer in enumerate([state.values, *state.moments().values()][:count]):
                     tags = (stage, index, state.updates)
                     link.send(Frame(kind=StateKind.STATE, step=step, tags=tags), buffer)
+
+    def _expect(self, epoch: int, placement: Placement, step: int) -> None:
+        """Make room for the states that this node is to have, after `step`."""
+        setup = self._setup()
+        held = {*placement.stages_of(self._number), *(placement.shadowed_by(self._number) if setup.shadows else ())}
+        expected = {stage: setup.new_state(stage, step) for stage in sorted(held)}
+        with self._lock:
+            self._epoch, self._expected = epoch, expected
+            self._missing = {
+                (stage, index) for stage, state in expected.items() for index in range(len(state.buffers()))
+            }
+
+    def _place(self, frame: Frame) -> torch.Tensor | Discard | None:
+        """Where a payload goes: that of a state to the state, unless it is of an attempt that was given up."""
+        if frame.kind != StateKind.STATE:
+            return None
+        wanted = self._wanted(frame)
+        return DISCARD if wanted is None else wanted
+
+    def _wanted(self, frame: Frame) -> torch.Tensor | None:
+        stage, index, _ = frame.tags
+        with self._lock:
+            is_missing = frame.epoch == self._epoch and (stage, index) in self._missing
+            return self._expected[stage].buffers()[index] if is_missing else None
+
+    def _take(self, frame: Frame, payload: memoryview) -> None:
+        """A buffer of a state has come; says so once all have."""
+        target, content = self._wanted(frame), as_tensor(payload, torch.float32)
+        if target is None:
+            return
+        if content.numel() != target.numel():
+            raise FrameError(f"{content.numel()} elements come for {target.numel()} of stage {frame.tags[0]}")
+        if content.data_ptr() != target.data_ptr():
+            target.copy_(content)
+        stage, index, updates = frame.tags
+        with self._lock:
+            self._expected[stage].take_facts({"step": frame.step, "updates": updates})
+            self._missing.discard((stage, index))
+            is_whole = not self._missing
+        if is_whole:
+            self._control.tell({"say": "installed", "epoch": frame.epoch})

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+import threading
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -17,6 +17,8 @@ from distributed.ring_tmp.messages import Kind
 from distributed.ring_tmp.parts import Part
 from distributed.ring_tmp.placement import Placement
 
+WAITING = 2  # buffers that are gathered before they are written: not a copy of everything
+
 
 class StateTransfer:
     """Whole flat buffers here, buffers of stages on the way.
@@ -25,14 +27,12 @@ class StateTransfer:
     ----------
     parts: what each stage owns.
     links: the coordinator's own to nodes.
-    reach: where a node is.
+    link_to: the link to a node, made if there is none; raises LinkError where it cannot be reached.
     shadows: whether nodes have second copies.
     """
 
-    def __init__(
-        self, parts: Sequence[Part], links: StateLinks, reach: Callable[[int], Mapping[str, Any]], shadows: bool
-    ):
-        self._parts, self._links, self._reach, self._shadows = parts, links, reach, shadows
+    def __init__(self, parts: Sequence[Part], links: StateLinks, link_to: Callable[[int], Link], shadows: bool):
+        self._parts, self._links, self._link, self._shadows = parts, links, link_to, shadows
 
     def give(self, number: int, placement: Placement, step: int, buffers: Sequence[torch.Tensor], updates: int) -> None:
         """Send a node the states of its stages and of those whose second copy it has.
@@ -42,10 +42,12 @@ class StateTransfer:
         link, epoch = self._link(number), placement.ring.epoch
         link.send(Frame(kind=Kind.TAKE, step=step, epoch=epoch), json_payload(placement.to_dict()))
         copies = placement.shadowed_by(number) if self._shadows else []
+        room = threading.Semaphore(WAITING)
         for stage in sorted({*placement.stages_of(number), *copies}):
             for index, buffer in enumerate(buffers):
                 frame = Frame(kind=StateKind.STATE, step=step, tags=(stage, index, updates), epoch=epoch)
-                link.send(frame, gathered(self._parts[stage], buffer.detach().cpu()))
+                room.acquire()
+                link.send(frame, gathered(self._parts[stage], buffer.detach().cpu()), done=room.release)
 
     def ask(self, owners: frozenset[int], step: int, count: int) -> None:
         """Ask nodes for so many buffers of each of their own stages."""
@@ -65,9 +67,6 @@ class StateTransfer:
             made = updates
         self._links.received.clear()
         return made
-
-    def _link(self, number: int) -> Link:
-        return self._links.to(number, self._reach(number))
 
 
 def gathered(part: Part, flat: torch.Tensor) -> torch.Tensor:

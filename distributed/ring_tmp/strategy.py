@@ -34,7 +34,12 @@ class StageRingStrategy(MembersStrategy[StageRingCoordinator]):
         options = self._options
         self._build(spec)
         if self._workload.device != "cpu":
-            raise DistributedError("the ring's nodes compute on CPUs", where="device", allowed=["cpu"])
+            raise DistributedError(
+                "the ring's nodes compute on CPUs",
+                where="device",
+                allowed=["cpu"],
+                hint="device=cpu, or distribution=ring_allreduce, which computes on GPUs",
+            )
         self._cut = cut_model(self._workload, bool(options["shadows"]))
         partition = self._cut.over(options["nodes"])  # before any process: not every model can be shared out so far
         log.info("run %s: %s", options["run"], partition.limit)

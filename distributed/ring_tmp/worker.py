@@ -33,8 +33,8 @@ class Worker:
         self._progress, self._listening = control.progress("compute"), control.progress("control")
         self._timeline = Timeline(f"worker {job.number}")
         self._mailbox = Mailbox()
-        self._states = StateService(job, self._mailbox, control)
-        self._links = NeighbourLinks(job, self._mailbox, self._new_gradient, self._states.serve)
+        self._states = StateService(job, self._mailbox, control, lambda: self._member.setup)
+        self._links = NeighbourLinks(job, control, self._mailbox, self._new_gradient, self._states.serve)
         workload = WorkloadSpec(**job.content["workload"]).build()
         self._meter = ProcessMeter(workload.device, self._links.shared_bytes)
         self._member = RingMember(job, control, self._links, self._mailbox, Passes(workload), workload, self._timeline)
@@ -145,11 +145,6 @@ class Worker:
             case "clear":
                 self._waiting.clear()
                 self._control.tell({"say": "cleared", "epoch": member.leave()})
-            case "take":  # from the coordinator's own link, before the states
-                placement = Placement.from_dict(message["placement"])
-                self._states.expect(member.setup, placement, message["step"])
-            case "state":
-                self._states.take(message["frame"], message["content"])
             case "begin":
                 placement = Placement.from_dict(message["placement"])
                 member.begin(placement, self._states.taken())

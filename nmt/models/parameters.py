@@ -30,6 +30,12 @@ def module_of(name: str) -> str:
     return ".".join(name.split(".")[:-1][:2])
 
 
+def keeps_more_than_parameters(model: nn.Module) -> bool:
+    """Whether a module has buffers, or tensors as plain attributes."""
+    attributes = (value for module in model.modules() for value in vars(module).values())
+    return any(True for _ in model.buffers()) or any(isinstance(one, torch.Tensor) for one in attributes)
+
+
 def planned_parameters(config: RunConfig) -> int:
     """Parameters of the model that `config` describes, at its declared `tokenizer.vocab_size`.
 

@@ -99,6 +99,10 @@ class WatchedWorkload:
         """See `Workload`."""
         return self.inner.build_model()
 
+    def outline(self) -> torch.nn.Module:
+        """See `Workload`."""
+        return self.inner.outline()
+
     def stages(self, model: torch.nn.Module, fine: bool = False) -> Sequence[Stage]:
         """Those of the workload, timed."""
         stages = self.inner.stages(model, fine)

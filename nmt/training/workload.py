@@ -22,6 +22,7 @@ from nmt.data.prepare import EncodedText, PreparedData, prepare
 from nmt.errors import UserError, did_you_mean
 from nmt.models.dropout import AddressedDropout
 from nmt.models.fine_stages import cut_rows
+from nmt.models.parameters import keeps_more_than_parameters
 from nmt.models.scheduled_sampling import ScheduledSampling, probability_at
 from nmt.models.seq2seq import Seq2Seq, build_model, embedding_tables
 from nmt.models.watch import GradientWatch
@@ -72,9 +73,20 @@ class TranslationWorkload:
         `fine`: with rows of the output layer as parameters of their own; see `nmt.models.fine_stages.cut_rows`.
         """
         model = fresh_model(self.config, self.prepared).to(self.device)
-        if fine and self.config.training.scheduled_sampling.form == "none":
-            cut_rows(model)
+        if fine:
+            self._cut(model)
         return model
+
+    def outline(self) -> Seq2Seq:
+        """The fine model without memory for its parameters; see `Workload`.
+
+        Whole where a module keeps other tensors: what its constructor computes has to be there.
+        """
+        sizes = self.prepared.source_tokenizer.size, self.prepared.target_tokenizer.size
+        with torch.device("meta"):
+            model = build_model(self.config.model, *sizes, self.config.loss)
+            self._cut(model)
+        return self.build_model(fine=True) if keeps_more_than_parameters(model) else model
 
     def stages(self, model: torch.nn.Module, fine: bool = False) -> Sequence[Stage]:
         """Encoder, decoder, and output layer with the loss; the last two in one with scheduled sampling.
@@ -107,6 +119,11 @@ class TranslationWorkload:
     def learning_rate(self, index: int) -> float:
         """Scheduled rate of step `index`."""
         return learning_rate(self.config.optimizer, self.config.schedule, index)
+
+    def _cut(self, model: Seq2Seq) -> None:
+        """Make rows parameters of their own, where stages of them can be cut apart."""
+        if self.config.training.scheduled_sampling.form == "none":
+            cut_rows(model)
 
     def _sentences(self, index: int, slot: int) -> tuple[EncodedText, Sequence[int] | np.ndarray]:
         """A text, and the numbers of those of its sentences that are the slot's."""

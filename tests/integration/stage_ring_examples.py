@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from parameter_server_examples import Undisturbed, forkserver, train, undisturbed
+import torch
+from parameter_server_examples import Undisturbed, started, train, undisturbed
 from staged_toy import staged_spec
 
 from distributed.ring_tmp.coordinator import StageRingCoordinator
@@ -31,16 +31,21 @@ def options(*words: str, faults: Sequence[str] = ()) -> dict[str, Any]:
 
 
 @contextmanager
-def running(*words: str, faults: Sequence[str] = (), spec: WorkloadSpec = TOY) -> Iterator[StageRingStrategy]:
-    """A strategy with its processes; afterwards none of them is left."""
-    forkserver()
-    strategy = StageRingStrategy(options(*words, faults=faults))
+def one_thread() -> Iterator[None]:
+    """As runs have it that are shared out: a second thread for so little only waits for a core."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     try:
-        strategy.start(spec)
-        yield strategy
+        yield
     finally:
-        strategy.close()
-    assert not [process for process in multiprocessing.active_children() if process.name.startswith("agent")]
+        torch.set_num_threads(threads)
+
+
+@contextmanager
+def running(*words: str, faults: Sequence[str] = (), spec: WorkloadSpec = TOY) -> Iterator[StageRingStrategy]:
+    """A ring with its processes; afterwards none of them is left."""
+    with one_thread(), started(StageRingStrategy(options(*words, faults=faults)), spec) as strategy:
+        yield strategy
 
 
 _ONCE: dict[int, Undisturbed] = {}

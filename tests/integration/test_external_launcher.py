@@ -23,6 +23,7 @@ from distributed.links.token import ENVIRONMENT, FILE_ENVIRONMENT
 from distributed.parameter_server.messages import worker
 from distributed.parameter_server.strategy import ParameterServerStrategy
 from distributed.ring.strategy import RingStrategy
+from distributed.ring_tmp.strategy import StageRingStrategy
 from distributed.single import SingleStrategy
 from nmt.config import compose
 from nmt.training.fit import strategy_options
@@ -165,6 +166,37 @@ def test_a_node_of_a_ring_that_comes_later_waits_for_a_seat(tmp_path: Path, said
         strategy.close()
         ends = hosts.end()
     assert all(map(math.isfinite, losses))
+    assert sorted(code for code, _ in ends) == [-9, 0, 0]
+
+
+@pytest.mark.exhaustive
+def test_a_node_of_a_stage_ring_that_comes_later_takes_stages_of_a_lost_one(tmp_path: Path, said: list[str]) -> None:
+    words = [*SMALL, "distribution=ring_tmp", "distribution.launcher=external", "distribution.nodes=2"]
+    reference = SingleStrategy()
+    reference.start(workload_spec(compose(SMALL), "cpu"))
+    strategy = StageRingStrategy(strategy_options(compose(words), "abc/s1", tmp_path, 1))
+    hosts = Hosts(said)
+    try:
+        strategy.start(workload_spec(compose(words), "cpu"))
+        assert "run abc/s1 waits for 2 workers; " in said[0]
+        assert strategy.step(1) == reference.step(1)
+        coordinator = strategy._coordinator
+        assert coordinator is not None
+        ring = coordinator._membership
+        (first,) = [agent for member, agent in coordinator._agents.items() if member == worker(0)]
+        os.kill((first.about or {})["pid"], signal.SIGKILL)
+        assert strategy.step(2) == reference.step(2)
+        wait_until(lambda: ring.members == [1])
+        hosts.start()
+        wait_until(lambda: sorted(ring.members) == [1, 2] and ring.at_work)
+        assert ring.placement.stages_of(2)
+        for step in (3, 4, 5):
+            assert strategy.step(step) == reference.step(step)
+        one, other = strategy.state(), reference.state()
+        assert all(torch.equal(tensor, other["parameters"][name]) for name, tensor in one["parameters"].items())
+    finally:
+        strategy.close()
+        ends = hosts.end()
     assert sorted(code for code, _ in ends) == [-9, 0, 0]
 
 

@@ -1,4 +1,4 @@
-"""A sweep on real text under a parameter server, through Ray Tune, has every figure of one in single processes."""
+"""A sweep on real text by several processes a run, through Ray Tune, has every figure of one in single processes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,11 @@ SMALL = [
     *("scale=smoke", "data=multi30k_en_de", "data.max_sentences=2000", "tokenizer=spm_bpe_4k"),
     *("tokenizer.vocab_size=600", "batch.size=32", "batch.micro_batches=4", "search=greedy", "search.max_length=12"),
     *("validation.search.max_length=12", f"training.max_steps={STEPS}", "training.log_every_steps=1"),
+    *("model.embedding.share=false", "model.embedding.tie_output=false", "loss.vocab_chunks=2"),  # what can be cut
     *(f"validation.every_steps={STEPS // 2}", "optimizer.clip_norm=0.5", "tracking=none", "threads=1", "device=cpu"),
 ]
 SERVED = ["distribution=parameter_server", "distribution.workers=2", "distribution.servers=2"]
+ROUND = ["distribution=ring_tmp", "distribution.mode=stage", "distribution.nodes=2", "distribution.schedule=flush"]
 OF_ONE_EXECUTION = ("second", "timing", "memory", "joule", "energy", "idle", "staleness")  # in the names of columns
 
 
@@ -100,29 +102,53 @@ def losses(store: LocalRunStore, run_id: str) -> list[str]:
     return [line["loss_hex"] for line in lines if line["kind"] == "train"]
 
 
+@pytest.fixture(scope="module")
+def caches(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def alone(
+    cluster: LogicalCluster, two_rows: Path, multi30k: Path, caches: Path, tmp_path_factory: pytest.TempPathFactory
+) -> LocalRunStore:
+    """The sweep in single processes."""
+    return sweep(cluster, two_rows, multi30k, tmp_path_factory.mktemp("alone") / "runs", caches)
+
+
+@pytest.mark.parametrize(
+    ("words", "processes"),
+    [(SERVED, ["server 0", "server 1", "worker 0", "worker 1"]), (ROUND, ["worker 0", "worker 1"])],
+    ids=["parameter server", "ring of stages"],
+)
 def test_every_column_but_time_and_memory_is_that_of_single_processes(
-    cluster: LogicalCluster, two_rows: Path, multi30k: Path, tmp_path: Path
+    cluster: LogicalCluster,
+    two_rows: Path,
+    multi30k: Path,
+    caches: Path,
+    alone: LocalRunStore,
+    tmp_path: Path,
+    words: Sequence[str],
+    processes: Sequence[str],
 ) -> None:
-    served = sweep(cluster, two_rows, multi30k, tmp_path / "served", tmp_path / "cache", *SERVED)
-    alone = sweep(cluster, two_rows, multi30k, tmp_path / "alone", tmp_path / "cache")
+    shared = sweep(cluster, two_rows, multi30k, tmp_path / "runs", caches, *words)
 
     # Exact, so they are the same runs: that each sweep trained them itself has to be seen before they are compared.
     runs = sorted(alone.list_runs())
     assert len(runs) == 4
-    assert runs == sorted(served.list_runs())
+    assert runs == sorted(shared.list_runs())
     pids = []
     for run in runs:
-        helpers = helpers_of(served, run)
-        assert sorted(helpers) == ["server 0", "server 1", "worker 0", "worker 1"]
+        helpers = helpers_of(shared, run)
+        assert sorted(helpers) == processes
         assert not helpers_of(alone, run)
-        pids += [trained_by(served, run), *helpers.values()]
-    assert len(set(pids)) == 4 * 5  # no process has had a part in two runs
+        pids += [trained_by(shared, run), *helpers.values()]
+    assert len(set(pids)) == 4 * (1 + len(processes))  # no process has had a part in two runs
     assert not set(pids) & {trained_by(alone, run) for run in runs}
     for run in runs:
-        assert result(served, run)["distribution"]["processes"].keys() >= {"worker 0", "server 1"}
+        assert result(shared, run)["distribution"]["processes"].keys() >= set(processes)
         assert "distribution" not in result(alone, run)
 
-    mine, theirs = table(served), table(alone)
+    mine, theirs = table(shared), table(alone)
     assert [row["row"] for row in mine] == ["attention", "none"]
     compared = [name for name in mine[0] if not any(mark in name for mark in OF_ONE_EXECUTION)]
     assert {"row", "n", "parameters"} <= set(compared)
@@ -132,6 +158,6 @@ def test_every_column_but_time_and_memory_is_that_of_single_processes(
             assert one[name] == other[name], name
     assert {name for name in mine[0] if name not in compared} >= {name for name in mine[0] if "seconds" in name}
     for run in runs:
-        assert len(losses(served, run)) == STEPS
-        assert losses(served, run) == losses(alone, run)
-        assert result(served, run)["best"] == result(alone, run)["best"]
+        assert len(losses(shared, run)) == STEPS
+        assert losses(shared, run) == losses(alone, run)
+        assert result(shared, run)["best"] == result(alone, run)["best"]

@@ -55,8 +55,12 @@ def test_a_thread_that_hangs_costs_its_process_and_no_bit(
     (recovery,) = report["recoveries"]
     assert recovery["lost"] == f"{role} {number}"
     assert "reach (faults.py:" in recovery["reason"]  # where in the code it hangs
-    (line,) = [record.getMessage() for record in caplog.records if record.name.endswith("members")]
-    assert line == f"run 0123456789ab/s1: {role} {number} {recovery['reason']}: it is given up"
+    lines = [record.getMessage() for record in caplog.records if record.name.endswith("members")]
+    assert lines == [
+        f"run 0123456789ab/s1: {role} {number} {recovery['reason']}: it is given up",
+        f"run 0123456789ab/s1: {role} {number} was lost at step {recovery['step']} ({recovery['reason']}); "
+        f"the others went on after {recovery['seconds']:.2f} s",
+    ]
 
 
 @pytest.mark.exhaustive

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import cache
 
 import pytest
 from leftovers import possessions
 from parameter_server_examples import Undisturbed, assert_equal_states, train, undisturbed
-from stage_ring_examples import STEPS, TOY, process_ids, running, single
+from stage_ring_examples import STEPS, TOY, one_thread, process_ids, running, single
 from staged_toy import staged_spec
 from test_ring import established
 
@@ -39,10 +40,17 @@ def translation(name: str, *words: str) -> WorkloadSpec:
 
 def in_one_process(spec: WorkloadSpec, steps: int, probed: int, scale: float = 1.0) -> Undisturbed:
     """Steps of which one is probed, and behind which the rate has a factor."""
-    process = SingleStrategy({})
-    process.start(spec)
-    stats = [process.step(step, scale if step > probed else 1.0, probe=step == probed) for step in range(1, steps + 1)]
-    return Undisturbed(stats, process.state())
+    with one_thread():
+        process = SingleStrategy({})
+        process.start(spec)
+        stats = [process.step(one, scale if one > probed else 1.0, probe=one == probed) for one in range(1, steps + 1)]
+        return Undisturbed(stats, process.state())
+
+
+@cache
+def translated(name: str) -> Undisturbed:
+    """What one process makes of a translation model."""
+    return in_one_process(translation(name), 3, probed=2)
 
 
 @pytest.mark.parametrize(("nodes", "link"), [
@@ -76,11 +84,9 @@ def test_a_ring_has_the_bits_of_one_process_probes_and_rates_included(nodes: int
     ],
 )
 def test_translation_models_have_the_bits_of_one_process(name: str, nodes: int) -> None:
-    spec = translation(name)
-    wanted = in_one_process(spec, 3, probed=2)
-    with running(f"nodes={nodes}", spec=spec) as strategy:
+    with running(f"nodes={nodes}", spec=translation(name)) as strategy:
         stats = [strategy.step(step, probe=step == 2) for step in (1, 2, 3)]
-        wanted.assert_equal(stats, strategy.state())
+        translated(name).assert_equal(stats, strategy.state())
 
 
 @pytest.mark.exhaustive
@@ -123,10 +129,18 @@ def test_four_nodes_are_linked_to_their_neighbours_alone() -> None:
 
 
 @pytest.mark.exhaustive
-def test_gradients_for_copies_are_all_that_is_in_shared_memory() -> None:
+def test_gradients_are_in_shared_memory_which_a_state_that_is_loaded_again_uses_again() -> None:
     with running("nodes=3", "link=shm", "shadows=1") as strategy:
-        train(strategy, 1, STEPS)
-        assert possessions(set(process_ids(strategy).values())).memory
+        nodes = set(process_ids(strategy).values())
+        assert not possessions(nodes).memory
+        train(strategy, 1, 3)
+        state, held = strategy.state(), possessions(nodes).memory
+        assert held
+        for _ in range(3):
+            strategy.load_state(state)
+            later = train(strategy, 4, STEPS)
+        assert later == single().stats[3:]
+        assert possessions(nodes).memory == held
 
 
 def test_a_checkpoint_is_of_no_number_of_nodes_and_of_no_strategy() -> None:

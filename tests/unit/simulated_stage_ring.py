@@ -275,8 +275,8 @@ class StageRing:
         for number in order:
             held = {*placement.stages_of(number), *(placement.shadowed_by(number) if shadows else ())}
             states = {stage: self._first_state(stage) for stage in held}
-            self.nodes[number] = node(number, self.setup, self.desks[number], states, placement)
-            self.nodes[number]._gradients = Spoiled(self.setup.parts)
+            gradients = Spoiled(self.setup.parts)
+            self.nodes[number] = node(number, self.setup, self.desks[number], states, placement, gradients)
             self.nodes[number].allow(through)
             self.membership[number] = RingMembership(
                 number, placement, self.nodes[number], self.desks[number], shadows=shadows

@@ -104,9 +104,9 @@ def test_only_the_predecessor_is_let_in(make: Callable[..., list[Node]]) -> None
     enter(nodes, 1, (0, 1, 2, 3))
     for number in (2, 3):
         with pytest.raises(HandshakeError, match=r"worker\d is not the predecessor of worker 1"):
-            connect(Addresses.from_dict(nodes[1].links.addresses), nodes[number].links._membership(1))
+            connect(Addresses.from_dict(nodes[1].links.addresses), nodes[number].links._membership_of(1))
     with pytest.raises(HandshakeError, match="worker0 is of epoch 0, and this node of another"):
-        connect(Addresses.from_dict(nodes[1].links.addresses), nodes[0].links._membership(0))
+        connect(Addresses.from_dict(nodes[1].links.addresses), nodes[0].links._membership_of(0))
 
 
 def test_an_epoch_ends_with_its_threads_and_what_waited(make: Callable[..., list[Node]]) -> None:

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 
 from distributed.ring.messages import Ring
-from distributed.ring_tmp.membership import NODES_LIMIT, Answer, Hello, RingMembership
+from distributed.ring_tmp.membership import Answer, Hello, RingMembership
 from distributed.ring_tmp.messages import Kind, Message
 from distributed.ring_tmp.placement import Placement, newcomer
 from distributed.ring_tmp.scalars import Decision
 from distributed.ring_tmp.verdict import Status, Stream, Verdict, verdict_of
+from distributed.ring_tmp.walk import NODES_LIMIT
 
 RING = Placement(Ring(1, (0, 1, 2, 3)), (0, 0, 1, 2, 3))
 HELD = {0: (0, 1, 4), 1: (0, 1, 2), 2: (2, 3), 3: (3, 4)}  # own stages, and those of the node before

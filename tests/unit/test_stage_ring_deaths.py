@@ -259,7 +259,7 @@ class Hasty(RingTmpNode):
         self._shadowed = []
 
     def _take_gradient(self, message: Any) -> None:
-        self._step(message.step).copies[message.tags[0]] = message.payload
+        self._steps.take_copy(message.step, message.tags[0], message.payload)
 
 
 def test_a_barrier_that_does_not_wait_for_the_copies_gradients_shows() -> None:
