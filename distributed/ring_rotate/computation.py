@@ -11,7 +11,7 @@ import torch
 from distributed.gradients import LeafFacts
 from distributed.ring.segments import PART_BYTES, Range
 from distributed.ring_rotate.plan import Pass, Phase, RotationPlan, Unit, rotation_plan
-from distributed.ring_rotate.unit_memory import UnitMemory
+from distributed.ring_rotate.unit_memory import UnitMemory, mapped_zeros
 from distributed.ring_tmp.stage_call import StageCall, StageCalls
 from distributed.slot_tree import shares
 from distributed.strategy import Workload
@@ -76,7 +76,6 @@ class Computation:
                 parameter = self._parameters[name]
                 torch.utils.swap_tensors(parameter, torch.nn.Parameter(torch.empty(0)))
                 parameter.data = memory.unit.view(memory.flat, name)
-            memory.free()
         # Each group as if it were the whole: what readers of one parameter in several groups add to its gradient is
         # added as they come.
         self._calls = [StageCalls(model, stages[start:stop], 0, stop - start) for start, stop in self.plan.stages]
@@ -112,7 +111,7 @@ class Computation:
             for unit in phase.needs:
                 if unit not in self._gradients:
                     elements = self.plan.units[unit].elements
-                    self._gradients[unit] = {seat: torch.zeros(elements) for seat in self._facts}
+                    self._gradients[unit] = {seat: mapped_zeros(elements) for seat in self._facts}
         seat = -1
         for slot in self._open:
             self._wanted()

@@ -91,10 +91,10 @@ class Gathers:
         """Whether nothing of a unit is still to be sent."""
         return self._unsent.get(gather) == 0 and (self._seating.is_alone or (self._step, gather) in self._room)
 
-    def place(self, frame: Frame) -> memoryview:
+    def place(self, frame: Frame) -> torch.Tensor:
         """Where a part goes."""
         gather, part = self._arriving(frame)
-        return self._memories[self._plan.gathers[gather]].bytes_of(part)
+        return self._memories[self._plan.gathers[gather]].part(part)
 
     def receive(self, frame: Frame) -> None:
         """A part is in its place; it goes on, unless the next node sent it out."""
@@ -130,7 +130,7 @@ class Gathers:
             if step == self._step:
                 self._unsent[gather] -= 1
 
-        content = self._memories[self._plan.gathers[gather]].bytes_of(part)
+        content = self._memories[self._plan.gathers[gather]].part(part)
         self._outbox.send(self._frame(Kind.GATHER, (gather, part.index, 0)), content, is_written)
 
     def _frame(self, kind: Kind, tags: tuple[int, int, int]) -> Frame:

@@ -176,7 +176,7 @@ class RotateNode:
 
     # ------------------------------------------------------------------------------------------------- frames
 
-    def place(self, frame: Frame) -> torch.Tensor | memoryview | Discard | None:
+    def place(self, frame: Frame) -> torch.Tensor | Discard | None:
         """Where the payload of a frame is to be put; called by the thread that receives it."""
         if frame.epoch != self.seating.ring.epoch:
             return DISCARD

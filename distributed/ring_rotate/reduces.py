@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from distributed.buffers import BufferPool
 from distributed.errors import FrameError
 from distributed.links.frames import Frame
 from distributed.ring.segments import Part
@@ -45,7 +44,7 @@ class Reduces:
     ):
         self._plan, self._seating, self._outbox, self._final = plan, seating, outbox, final
         self._mine = frozenset(seating.seats_of(number))
-        self._pool = BufferPool()
+        self._received = torch.empty(0)  # where sums go one after the other: they come by one link
         self._step = 0
         self._gradients: dict[int, Mapping[int, torch.Tensor]] = {}  # by unit and seat, until they are of no use
         self._left: dict[int, int] = {}  # by unit, how often parts are still to leave or to become final here
@@ -92,13 +91,15 @@ class Reduces:
 
     def place(self, frame: Frame) -> torch.Tensor:
         """Where a sum goes before it is added to."""
-        return self._pool.take(self._arriving(frame)[1].elements)
+        part = self._arriving(frame)[1]
+        if len(self._received) < part.elements:
+            self._received = torch.empty(max(one.elements for parts in self._plan.parts for one in parts))
+        return self._received[: part.elements]
 
     def receive(self, frame: Frame, payload: torch.Tensor) -> None:
         """Add to a sum, and send it on."""
         (unit, part), count = self._arriving(frame), frame.tags[2]
         part.of(self._gradients[unit][(part.segment + count) % self._plan.seats]).add_(payload)
-        self._pool.give_back(payload)
         self._walk(unit, part, count + 1)
 
     # ------------------------------------------------------------------------------------------------- inside

@@ -1,45 +1,58 @@
-"""Memory of a unit's parameters that comes and goes, while parameters and graphs hold on to the same storage."""
+"""Memory of parameters and gradients that comes and goes with every step, and is the machine's in between.
+
+What malloc gives back it may keep: between two layers' parameters lies what the graph keeps of them, so that the hole
+that one leaves is cut up before the next comes, and a process would grow by the whole model. So each buffer is a
+mapping of its own.
+"""
 
 from __future__ import annotations
 
-import ctypes
+import mmap
 
-import numpy as np
 import torch
 
 from distributed.ring.segments import Part
 from distributed.ring_rotate.plan import BYTES, Unit
 
 
-class UnitMemory:
-    """The flat buffer of a unit; it has memory from the start, for whoever makes views of it.
+def mapped_zeros(elements: int) -> torch.Tensor:
+    """A flat fp32 tensor [elements] of zeros, whose memory goes back to the machine with it."""
+    return torch.frombuffer(_mapping(elements), dtype=torch.float32, count=elements)
 
-    The model's parameters are views of it for good. What a forward pass keeps for the backward pass refers to the same
-    storage, so that it finds there what is gathered anew before the backward pass. Between the two the storage has no
-    memory at all.
+
+class UnitMemory:
+    """The flat buffer of a unit, whose pages are there between `allocate` and `free` only.
+
+    Its addresses stay: the model's parameters are views of it for good, and what a forward pass keeps for the backward
+    pass refers to it, and finds there what is gathered anew before the backward pass.
     """
 
     def __init__(self, unit: Unit):
         self.unit = unit
-        self.flat = torch.empty(unit.elements)
+        self._mapping = _mapping(unit.elements)
+        self._is_there = False
+        self.flat = torch.frombuffer(self._mapping, dtype=torch.float32, count=unit.elements)
         """[elements]; to be read and written only while it is there."""
-        self._storage = self.flat.untyped_storage()
 
     @property
     def bytes(self) -> int:
         """Bytes of memory that it has."""
-        return self._storage.nbytes()
+        return self.unit.elements * BYTES * self._is_there
 
     def allocate(self) -> None:
-        """Have memory, with whatever content."""
-        self._storage.resize_(self.unit.elements * BYTES)
+        """Have memory, with zeros in it."""
+        self._is_there = True  # the kernel gives each page as it is written
 
     def free(self) -> None:
         """Give the memory back."""
-        self._storage.resize_(0)
+        self._is_there = False
+        self._mapping.madvise(mmap.MADV_DONTNEED)
 
-    def bytes_of(self, part: Part) -> memoryview:
-        """The memory of a part, for links, as long as it is there."""
-        # Whatever is made a NumPy array in the usual way can never be resized again.
-        address = self._storage.data_ptr() + part.start * BYTES
-        return np.ctypeslib.as_array((ctypes.c_ubyte * (part.elements * BYTES)).from_address(address)).data
+    def part(self, part: Part) -> torch.Tensor:
+        """A part of it, for links."""
+        return part.of(self.flat)
+
+
+def _mapping(elements: int) -> mmap.mmap:
+    size = max(1, elements) * BYTES
+    return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)

@@ -213,7 +213,7 @@ class Worker:
         """Part of `messages.Outbox`."""
         self._control.tell(message)
 
-    def _place(self, frame: Frame) -> torch.Tensor | memoryview | Discard | None:
+    def _place(self, frame: Frame) -> torch.Tensor | Discard | None:
         with self._changed:
             return self._node.place(frame)
 

@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Mapping
-from typing import Any
 
 import pytest
 from parameter_server_examples import assert_equal_states, train
-from rotation_examples import STEPS, TOY, process_ids, rule, running
+from rotation_examples import STEPS, TOY, rule, running
 from rotation_rule import by_the_rule
 from staged_toy import staged_spec
-from test_ring import established, parameters_apart, single, smoke_spec
+from test_ring import parameters_apart, single, smoke_spec
 
-from distributed.ring_rotate.computation import plan_of
-from distributed.ring_rotate.formulas import bytes_sent, resident_bytes
 from distributed.ring_rotate.messages import Kind
-from distributed.ring_rotate.plan import BYTES
 from distributed.single import SingleStrategy
 from distributed.strategy import WorkloadSpec
 
-SECONDS = 60.0  # far more than anything takes until it is counted
 SGD = ["optimizer=sgd", "optimizer.momentum=0"]
 
 
@@ -90,54 +83,6 @@ def test_gradients_agree_with_the_single_process_to_a_millionth_of_their_norm() 
     wanted = process.state()["parameters"]
     apart = math.sqrt(sum(float((found[name] - wanted[name]).double().square().sum()) for name in wanted))
     assert apart <= 1e-6 * stats[0].gradient_norm
-
-
-def sent_on(report: Mapping[str, Any], nodes: int) -> list[dict[Kind, Mapping[str, int]]]:
-    """By node, what it sent its successor, by kind."""
-    links = [report["processes"][f"worker {one}"]["links"][f"worker {(one + 1) % nodes}"] for one in range(nodes)]
-    return [
-        {Kind(int(kind)): one for kind, one in link["sent"]["by_kind"].items() if int(kind) in set(Kind)}
-        for link in links
-    ]
-
-
-def test_four_nodes_are_linked_to_their_neighbours_alone_and_send_and_hold_what_the_formulas_say() -> None:
-    """Beside parameters and gradients only facts are sent, and words that there is room: a toy has them, too."""
-    spec = smoke_spec("batch.groups=6", "model.decoder.units=320", "model.encoder.units=160",
-                      "model.embedding.units=160")  # fmt: skip
-    plan, _ = plan_of(spec.build(), 4)
-    formulas = [bytes_sent(plan, node, shadows=True) for node in range(4)]
-    steps = 3
-    with running("nodes=4", "link=tcp", spec=spec) as strategy:
-        train(strategy, 1, steps)
-        processes = process_ids(strategy)
-        ends = {own: node for node, process in processes.items() for own, _ in established(process)}
-        pairs = {
-            frozenset((node, ends[other]))
-            for node, process in processes.items()
-            for _, other in established(process)
-            if other in ends
-        }
-        report, end = strategy.report(), time.monotonic() + SECONDS
-        # Who sends counts a frame when it is written, maybe after it was read.
-        while sum(map(bytes_of, sent_on(report, 4))) < steps * sum(formulas) and time.monotonic() < end:
-            report = strategy.report()
-    assert pairs == {frozenset(pair) for pair in ((0, 1), (1, 2), (2, 3), (3, 0))}
-    elements = sum(unit.elements for unit in plan.units)
-    assert elements > 1_000_000
-    for node, sent in enumerate(sent_on(report, 4)):
-        links = report["processes"][f"worker {node}"]["links"]
-        assert links.keys() - {"coordinator"} == {f"worker {(node + 1) % 4}", f"worker {(node - 1) % 4}"}
-        payload = sum(sent[kind]["payload_bytes"] for kind in (Kind.GATHER, Kind.REDUCE, Kind.COPY))
-        assert payload == steps * formulas[node]
-        assert 1.0 <= bytes_of(sent) / (steps * formulas[node]) <= 1.02
-        assert formulas[node] <= 1.02 * BYTES * elements * (3 * 3 / 4 + 1 / 4)
-        assert report["processes"][f"worker {node}"]["model_bytes"] <= resident_bytes(plan, moments=2, shadows=True)
-    assert sum(map(len, report["cut"]["groups"])) >= len(plan.stages) > 2
-
-
-def bytes_of(sent: Mapping[Kind, Mapping[str, int]]) -> int:
-    return sum(one["payload_bytes"] + one["framing_bytes"] for kind, one in sent.items() if kind != Kind.ROOM)
 
 
 def test_a_checkpoint_is_of_no_number_of_nodes_and_of_no_strategy() -> None:

@@ -45,7 +45,7 @@ class Box:
     def send(self, frame: Frame, payload: Any = b"", done: Done = None) -> None:
         to = self.network.nodes[self.number].seating.ring.successor(self.number)
         self._put(to, (frame, payload, done))
-        size = payload.nbytes if isinstance(payload, (torch.Tensor, memoryview)) else 0
+        size = payload.nbytes if isinstance(payload, torch.Tensor) else 0
         counted = (self.number, frame.step, Kind(frame.kind))
         self.network.sent[counted] = self.network.sent.get(counted, 0) + size
 
@@ -191,8 +191,6 @@ class RotationNetwork(Links):
         if isinstance(place, torch.Tensor):
             place.copy_(torch.from_numpy(np.frombuffer(content, np.float32).copy()))
             content = place
-        elif place is not None:
-            place[:] = content
         if done is not None:
             done()
         node.receive(frame, content)
