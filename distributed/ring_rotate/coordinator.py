@@ -21,6 +21,7 @@ from distributed.ring_rotate.messages import Kind
 from distributed.ring_rotate.plan import RotationPlan
 from distributed.ring_rotate.seating import Seating
 from distributed.ring_rotate.shard import gathered, norm_of, scatter
+from distributed.strategy import StateLost
 
 PAUSE_SECONDS = 0.05  # before a link that has ended is made anew
 
@@ -82,7 +83,10 @@ class RotateCoordinator(AnyRingCoordinator[RotateMembership]):
             self._pause()
             return False
         self._put("begin", seating, step)
-        self._wait(lambda: self._membership.at_work and not self._beginning, lambda: "the ring to begin")
+        try:
+            self._wait(lambda: self._membership.at_work and not self._beginning, lambda: "the ring to begin")
+        except StateLost:
+            return False  # it is here still
         return True
 
     def _give(self, number: int, seating: Seating, step: int, buffers: Sequence[torch.Tensor], updates: int) -> None:

@@ -92,9 +92,11 @@ def test_without_shadows_a_loss_leaves_only_a_checkpoint_which_is_said_in_a_sent
 
 
 @pytest.mark.exhaustive
+@pytest.mark.parametrize("shadows", [0, 1])
 @pytest.mark.parametrize("fault", ["kill@worker1.reconfigure:1", "kill@worker1.settle:1", "kill@worker0.reconfigure:1"])
-def test_a_node_may_die_while_the_ring_begins(fault: str) -> None:
-    assert disturbed(fault, words=ALONE)["lost"]["workers"] == 1
+def test_a_node_may_die_while_the_ring_begins(fault: str, shadows: int) -> None:
+    """Without shadows, too: the trainer has the state still, and the others begin anew."""
+    assert disturbed(fault, words=[*ALONE, f"shadows={shadows}"])["lost"]["workers"] == 1
 
 
 def wait_for_members(strategy: RotateStrategy, count: int) -> None:
