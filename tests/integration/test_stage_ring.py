@@ -23,9 +23,10 @@ from nmt.training.workload import workload_spec
 SIZES = ["model.embedding.units=16", "model.encoder.units=16", "model.decoder.units=16"]
 MODELS = {
     "gru": ["model=attentional", *SIZES, "model.decoder.cell.dropout_input=0.2"],
-    "lstm": ["model=attentional", *SIZES, "model.encoder.cell.kind=lstm", "model.decoder.cell.kind=lstm"],
+    "lstm": ["model=attentional", *SIZES, "model.encoder.cell.kind=lstm", "model.decoder.cell.kind=lstm",
+             "model.encoder.cell.dropout_input=0.2"],
     "transformer": ["model=transformer", "model.encoder.layers=2", "model.decoder.layers=2", *SIZES],
-}
+}  # fmt: skip
 
 
 def translation(name: str, *words: str) -> WorkloadSpec:

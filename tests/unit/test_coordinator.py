@@ -319,7 +319,8 @@ def test_replacements_that_never_come_are_tried_a_few_times_and_the_survivors_go
         gang.lose(worker(1))
         one.wait_until(lambda: "goes on with 1" in caplog.text)
     assert gang.asked[4:] == [("worker", f"agent {number}") for number in (3, 4, 5)]
-    assert [record.getMessage() for record in caplog.records] == [
+    said = [record.getMessage() for record in caplog.records]
+    assert [line for line in said if "the others went on" not in line] == [  # whenever they did
         *(
             f"run abc/s1: agent {number} was to replace a lost worker, and ended with exit code 1"
             for number in (4, 5, 6)
@@ -378,9 +379,10 @@ def test_a_link_that_breaks_is_made_anew_and_one_that_breaks_again_and_again_cos
             one.wait_until(lambda: one.coordinator._lost_so_far["links"] == count)  # noqa: B023
     one.wait_until(lambda: list(one.resumed().get("workers", ())) == [0, 2])
     assert epochs == [1, 2, 3, 4, 5]
-    assert [record.getMessage() for record in caplog.records] == [
-        "run abc/s1: worker 1 loses its links again and again: it is given up"
-    ]
+    given_up, went_on = (record.getMessage() for record in caplog.records)
+    assert given_up == "run abc/s1: worker 1 loses its links again and again: it is given up"
+    why = "worker 1 was lost at step 1 (loses its links again and again)"
+    assert went_on.startswith(f"run abc/s1: {why}; the others went on after ")
     assert one.coordinator._recoveries[0]["reason"] == "loses its links again and again"
 
 

@@ -191,7 +191,7 @@ def test_any_valid_model_ignores_padding_and_neighbours(config: ModelConfig) -> 
 
 @pytest.mark.exhaustive
 @given(models())
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=400, deadline=None)
 def test_many_valid_models(config: ModelConfig) -> None:
     assert fits(config)
     check_values(config, extra=2)

@@ -60,7 +60,7 @@ def test_every_option_gives_the_same_bits_for_every_batch_size(name: str) -> Non
 @pytest.mark.parametrize("name", OPTIONS)
 @pytest.mark.parametrize("attention", ["multiplicative", "additive"])
 def test_many_sentences_have_the_same_bits_for_every_batch_size(name: str, attention: str) -> None:
-    model, sentences = random_model(9, attention), random_sentences(150, longest=30)
+    model, sentences = random_model(9, attention), random_sentences(110, longest=30)
     found = [
         decode(model, sentences, replace(OPTIONS[name], max_length=20, batch_size=size), attention=True)
         for size in (1, 7, 100)

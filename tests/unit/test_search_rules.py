@@ -139,7 +139,7 @@ def test_a_narrow_beam_is_the_plain_search(case: dict) -> None:  # type: ignore[
 
 
 @pytest.mark.exhaustive
-@settings(max_examples=4000, deadline=None)
+@settings(max_examples=2500, deadline=None)
 @given(case=CASES)
 def test_a_narrow_beam_is_the_plain_search_in_thousands_of_cases(case: dict) -> None:  # type: ignore[type-arg]
     check_against_reference(case)
