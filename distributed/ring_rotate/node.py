@@ -73,12 +73,12 @@ class RotateNode:
         self.is_running = False
         self._last_said: list[dict[str, Any]] = []  # by seat, of the newest step
         self.seating = NOBODY
-        self.given = ArrivingShards(plan, specification)
-        """What the coordinator gives."""
+        self.given = ArrivingShards(plan, specification)  # by the coordinator
         self._arriving = ArrivingShards(plan, specification)  # from the node before
+        self._arrived: dict[int, Shard] = {}  # from there, after the newest step; until all here are
         self.gradients = ShardGradients(plan)
         """Of the shards that are held here."""
-        self._is_settling = False
+        self._is_settling = self._is_new = False
 
     # ------------------------------------------------------------------------------------------------- the coordinator
 
@@ -89,7 +89,7 @@ class RotateNode:
         self.given.clear()
 
     def load(self, step: int, updates: int) -> None:
-        """What came from the coordinator (`given`) is the state after `step`."""
+        """What was `given` is the state after `step`."""
         self.shards, self.applied = self.given.take_all(updates), step
 
     def reconfigure(self, seating: Seating, is_new: bool = False) -> Message:
@@ -98,6 +98,7 @@ class RotateNode:
         is_new: in this epoch; what it was given in one that has not come to work is of no use.
         """
         self._leave()
+        self._is_new = is_new
         if is_new:
             self.shards = {}
         self.seating = seating
@@ -107,15 +108,13 @@ class RotateNode:
         return {"say": "status", "number": self.number, "epoch": seating.ring.epoch} | about
 
     def settle(self, epoch: int, newest: int, said: list[dict[str, Any]], give: Sequence[int]) -> Message | None:
-        """Apply the newest step if this node has not, and send the next one the shards that it lacks.
-
-        said: by seat, of that step.
+        """Apply the newest step, of which `said` was said by seat, if this node has not; send on what is lacking.
 
         Returns what the coordinator was told of the step, where it was applied now.
         """
-        if epoch != self.seating.ring.epoch:
-            return None
         told = None
+        if epoch != self.seating.ring.epoch:
+            return told
         if self.shards and self.applied == newest - 1:
             told = self._apply(newest, said)
             self._outbox.tell(told)
@@ -153,8 +152,8 @@ class RotateNode:
 
     def speak(self, of_seats: Mapping[int, dict[str, Any]]) -> None:
         """Say what there is to say of this node's seats (see `shard.decide`)."""
-        for one in of_seats.items():
-            self._take_facts(*one)
+        for seat in of_seats:
+            self._take_facts(seat, of_seats[seat])
 
     @property
     def is_decided(self) -> bool:
@@ -225,6 +224,7 @@ class RotateNode:
     def _leave(self) -> None:
         self.is_running = self._is_settling = False
         self._arriving.clear()
+        self._arrived = {}
         for memory in self._memories:
             memory.free()
 
@@ -284,13 +284,15 @@ class RotateNode:
 
     def _take_shard(self, frame: Frame, about: Mapping[str, Any]) -> None:
         seat = frame.tags[0]
-        self.shards[seat] = self._arriving.take(seat, about["updates"])
-        self.applied, self._last_said = frame.step, about["said"]
+        self._arrived[seat] = self._arriving.take(seat, about["updates"])
+        if self._is_new:  # else it has shards of its own, to which it has still to apply the newest step perhaps
+            self.applied, self._last_said = frame.step, about["said"]
         self._say_settled()
 
     def _say_settled(self) -> None:
-        if self._is_settling and all(seat in self.shards for seat in self._wanted):
+        if self._is_settling and all(seat in self.shards or seat in self._arrived for seat in self._wanted):
             self._is_settling = False
+            self.shards |= self._arrived
             self._outbox.tell({"say": "settled", "number": self.number, "epoch": self.seating.ring.epoch})
 
     def _frame(self, kind: Kind, step: int, tags: tuple[int, int, int]) -> Frame:

@@ -74,6 +74,8 @@ class RotationNetwork(Links):
         self.steps: dict[int, Steps] = {}
         self.applied: dict[int, list[dict[str, Any]]] = {}
         """What the trainer was told, by step."""
+        self.late = -1
+        """A node that computes, and hears of the coordinator, only when nobody else has anything to do."""
         self.state_lost = ""
         self.sent: dict[tuple[int, int, Kind], int] = {}  # bytes by sender, step and kind
         self._walks: dict[int, tuple[Iterator[Wait], Wait]] = {}
@@ -129,6 +131,7 @@ class RotationNetwork(Links):
             moves += [(self._report_dead, one) for one in self.unreported]
             if not moves:
                 raise AssertionError(f"nothing moves; {self.membership.pending()}")
+            moves = [one for one in moves if one[1] not in (self.late, (COORDINATOR, worker(self.late)))] or moves
             move, what = self.pick.choice(moves)
             move(what)
         raise AssertionError("too many moves")

@@ -136,7 +136,7 @@ def test_bytes_sent_and_bytes_held_are_those_of_the_formulas(spec: str, seats: i
 @pytest.mark.parametrize("seed", range(8))
 def test_a_node_may_die_at_any_message(seats: int, seed: int) -> None:
     network = RotationNetwork(seats, seed, STEPS)
-    victim = network.pick.randrange(network.seats)
+    victim, network.late = network.pick.randrange(seats), network.pick.randrange(-1, seats)
     finish(network, at_moves({network.pick.randrange(1, 200): lambda: network.kill(worker(victim))}))
     assert_as_undisturbed(network)
 
@@ -154,6 +154,17 @@ def test_nodes_that_come_take_seats_whoever_dies_meanwhile(seed: int) -> None:
     if seed % 2:
         events[dies + comes + pick.randrange(61, 120)] = lambda: network.kill(worker(3))
     finish(network, at_moves(events))
+    assert_as_undisturbed(network)
+
+
+@pytest.mark.parametrize("late", [0, 1, 2])
+def test_who_is_given_a_shard_before_it_hears_of_the_newest_step_applies_that_step_all_the_same(late: int) -> None:
+    network = RotationNetwork(3, late, STEPS)
+    network.late = late
+    network.run(lambda: network.nodes[(late + 2) % 3].applied == 1)
+    assert network.nodes[late].applied == 0
+    network.kill(worker((late + 1) % 3))  # its shard goes to the node before the late one, and from there to that
+    finish(network)
     assert_as_undisturbed(network)
 
 
