@@ -38,6 +38,7 @@ ROLES = {
     "parameter_server.asynchronous_worker": "distributed.parameter_server.asynchronous_process:AsynchronousWork",
     "ring.engine": "distributed.ring.engine_worker:EngineWorker",
     "ring.worker": "distributed.ring.worker:Worker",
+    "ring_rotate.worker": "distributed.ring_rotate.worker:Worker",
     "ring_tmp.worker": "distributed.ring_tmp.worker:Worker",
 }
 """What a process may be told to be."""

@@ -86,21 +86,23 @@ def ring_allreduce(distribution: Section, batch: Section) -> None:
 
 
 def ring_tmp(distribution: Section, batch: Section) -> None:
-    """Nodes have stages of the model: nothing of workers that have all of it, nor of servers, means anything."""
+    """Nodes have parts of the model: nothing of workers that have all of it, nor of servers, means anything."""
     own = ("mode", "schedule", "nodes", "shadows", "watchdog_seconds", "faults")
     _refuse(
         distribution,
         [name for name in (*NEUTRAL, *OF_GRADIENTS) if name not in own],
-        "'ring_tmp' has distribution.nodes, each with some of the model's stages",
+        "'ring_tmp' has distribution.nodes, each with a part of the model",
         "distribution=parameter_server",
     )
-    if distribution["mode"] != "stage":
+    if distribution["mode"] not in ("stage", "rotate"):
         raise DistributedError(
             f"'ring_tmp' has no mode {distribution['mode']}",
             where="distribution.mode",
-            allowed=["stage"],
+            allowed=["stage", "rotate"],
             hint="distribution.mode=stage",
         )
+    if distribution["mode"] == "rotate":
+        _enough_groups(distribution, batch, "nodes")
     _no_pushes(batch, "'ring_tmp' pushes nothing", "batch.per=step, or distribution=parameter_server")
     _deadlines(distribution)
     _tls(distribution)
@@ -110,7 +112,7 @@ def ring_tmp(distribution: Section, batch: Section) -> None:
 def parameter_server(distribution: Section, batch: Section) -> None:
     """See conf/distribution/parameter_server.yaml."""
     _refuse(distribution, ("nodes",), "'parameter_server' has workers and servers", "distribution=ring_tmp")
-    if distribution["mode"] == "stage":
+    if distribution["mode"] in ("stage", "rotate"):
         raise DistributedError(
             "a parameter server's workers have the whole model",
             where="distribution.mode",
@@ -232,18 +234,19 @@ def _engine_of_torch(distribution: Section) -> None:
         )
 
 
-def _enough_groups(distribution: Section, batch: Section) -> None:
+def _enough_groups(distribution: Section, batch: Section, who: str = "workers") -> None:
     """A worker computes whole groups of micro-batches of each step."""
-    workers, groups = distribution["workers"], batch["groups"] or batch["micro_batches"]
+    workers, groups = distribution[who], batch["groups"] or batch["micro_batches"]
     if workers > groups:
         share = f"the {groups} {'group' if groups == 1 else 'groups'} of micro-batches of a step"
         finer = f"batch.micro_batches={workers} cuts a step finer (another training)"
-        pushes = ", batch.per=push gives each worker steps of its own" if distribution["mode"] != "bsp" else ""
+        is_asynchronous = distribution["mode"] in ("ssp", "asp")
+        pushes = ", batch.per=push gives each worker steps of its own" if is_asynchronous else ""
         raise DistributedError(
-            f"{workers} workers cannot share {share}",
-            where="distribution.workers",
+            f"{workers} {who} cannot share {share}",
+            where=f"distribution.{who}",
             allowed=[f"<= {groups}"],
-            hint=f"{finer}{pushes}, or distribution.workers={groups}",
+            hint=f"{finer}{pushes}, or distribution.{who}={groups}",
         )
 
 

@@ -30,8 +30,11 @@ def ring_allreduce(distribution: Section, batch: Section) -> dict[str, Any]:
 
 
 def ring_tmp(distribution: Section, batch: Section) -> dict[str, Any]:
-    """Nothing: every step is the canonical one, wherever the model is cut (`distributed.ring_tmp.executor`)."""
-    return {}
+    """Nothing with stages: every step is the canonical one, wherever the model is cut (`ring_tmp.executor`).
+
+    Where parameters rotate, how many nodes there are decides in which order a value is added up.
+    """
+    return _named(distribution, "mode", "nodes") if distribution["mode"] == "rotate" else {}
 
 
 def parameter_server(distribution: Section, batch: Section) -> dict[str, Any]:

@@ -78,7 +78,7 @@ _BUILT_IN: dict[str, dict[str, str]] = {
         "ddp": "distributed.ddp.strategy:DdpStrategy",
         "parameter_server": "distributed.parameter_server.strategy:ParameterServerStrategy",
         "ring_allreduce": "distributed.ring.strategy:build",
-        "ring_tmp": "distributed.ring_tmp.strategy:StageRingStrategy",
+        "ring_tmp": "distributed.ring_tmp.modes:build",
         "single": "distributed.single:SingleStrategy",
     },
     "bundles": {  # what a run of each strategy occupies

@@ -23,7 +23,13 @@ CLIPPING: dict[str, Any] = {"max_norm": 0.05, "parameter_max_norms": {"layers.2"
 
 
 def staged_spec(
-    stages: int = 6, fails: str = "", bad_step: int = 0, shared: bool = False, units: int = UNITS, words: int = WORDS
+    stages: int = 6,
+    fails: str = "",
+    bad_step: int = 0,
+    shared: bool = False,
+    units: int = UNITS,
+    words: int = WORDS,
+    groups: int = 3,
 ) -> WorkloadSpec:
     """`stages` stages, the last with the loss.
 
@@ -31,10 +37,19 @@ def staged_spec(
     bad_step: whose loss is not finite.
     shared: the first and the last stage read the same table.
     units, words: a layer is [units, units], the output table [words, units].
+    groups: of two slots each.
     """
     return WorkloadSpec(
         "staged_toy:StagedToy",
-        {"stages": stages, "fails": fails, "bad_step": bad_step, "shared": shared, "units": units, "words": words},
+        {
+            "stages": stages,
+            "fails": fails,
+            "bad_step": bad_step,
+            "shared": shared,
+            "units": units,
+            "words": words,
+            "groups": groups,
+        },
     )
 
 
@@ -125,8 +140,8 @@ class StagedToy:
 
     device = "cpu"
 
-    def __init__(self, stages: int, fails: str, bad_step: int, shared: bool, units: int, words: int):
-        self.plan = BatchPlan(6, 3)
+    def __init__(self, stages: int, fails: str, bad_step: int, shared: bool, units: int, words: int, groups: int):
+        self.plan = BatchPlan(2 * groups, groups)
         self.optimizer = OptimizerSpec("distributed.optimizers:Adam", {"epsilon": 1e-8}, **CLIPPING)
         self._stages, self._bad_step, self._shared = stages, bad_step, shared
         self._units, self._words = units, words

@@ -23,6 +23,7 @@ PRELOADED = [
     "distributed.parameter_server.worker",
     "distributed.ring.engine_worker",
     "distributed.ring.worker",
+    "distributed.ring_rotate.worker",
     "distributed.ring_tmp.worker",
 ]
 _PR_SET_PDEATHSIG = 1

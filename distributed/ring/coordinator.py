@@ -14,15 +14,13 @@ from distributed.errors import DistributedError, LinkError
 from distributed.links.frames import Frame
 from distributed.parameter_server.members import names_of
 from distributed.parameter_server.messages import Kind, Member, worker
-from distributed.parameter_server.state_members import StateMembers
+from distributed.ring.any_coordinator import AnyRingCoordinator
 from distributed.ring.membership import RingMembership
 from distributed.strategy import StateLost
 
 
-class RingCoordinator(StateMembers[RingMembership]):
-    """Members of a ring, and what they say of steps.
-
-    Public methods are called by the trainer's thread; what they wait for is brought about by the coordinator's own.
+class RingCoordinator(AnyRingCoordinator[RingMembership]):
+    """Members of a ring of which each has the whole state.
 
     Parameters
     ----------
@@ -30,16 +28,12 @@ class RingCoordinator(StateMembers[RingMembership]):
     workload: the specification that nodes build theirs from.
     """
 
-    where = "the ring"
     roles: Mapping[str, str] = {"worker": "ring.worker"}
 
     def __init__(self, job: Job, workload: Mapping[str, Any]):
         membership = RingMembership(self._order, self._take_step, self._state_is_lost, job.options["workers"])
-        super().__init__(job, {"worker": {"workload": workload}}, membership)
-        self._steps: dict[int, dict[str, Any]] = {}  # by step, what was said of those that were not asked for yet
-        self._installed = False
+        super().__init__(job, {"workload": workload}, membership)
         self._digests: dict[Member, int] = {}  # of the parameters of the step that was asked for
-        self._grant: dict[str, Any] = {"do": "grant", "after": 0, "through": 0, "rate_scale": 1.0, "probe": 0}
 
     # ------------------------------------------------------------------------------------------------- the trainer's
 
@@ -51,7 +45,7 @@ class RingCoordinator(StateMembers[RingMembership]):
     def _install(self, step: int, buffers: Sequence[torch.Tensor], updates: int) -> bool:
         with self._changed:
             self._anew()
-            self._installed = False
+            self._installed.clear()
             self._steps.clear()
         self._wait(lambda: bool(self._ready), lambda: "a worker to come", seconds=self._patience())
         members = self._clear()
@@ -61,7 +55,7 @@ class RingCoordinator(StateMembers[RingMembership]):
                 frame = Frame(kind=Kind.STATE, step=step - 1, tags=(0, index, updates))
                 self._link(first).send(frame, buffer.detach().cpu())
         self._wait(
-            lambda: self._installed or not members <= self._ready or not self._links.lead_to(frozenset({first})),
+            lambda: bool(self._installed) or not members <= self._ready or not self._links.lead_to(frozenset({first})),
             lambda: f"worker {first} to take the state",
         )
         if not self._installed:
@@ -72,26 +66,6 @@ class RingCoordinator(StateMembers[RingMembership]):
         except StateLost:
             return False
         return True
-
-    def grant(self, after: int, through: int, rate_scale: float, probe: int) -> None:
-        """Let nodes begin steps up to `through`, and look into step `probe`, where the trainer knows of those up to
-        `after`."""
-        self._grant = {"do": "grant", "after": after, "through": through, "rate_scale": rate_scale, "probe": probe}
-        for member in list(self._agents):
-            self._send(member, self._grant)
-
-    def wait_for(self, step: int) -> Mapping[str, Any]:
-        """What nodes say of a step, once all of them have applied it. Steps before it are forgotten.
-
-        facts: by seat, what was said of its share. about: what `Replica.apply` told.
-
-        Raises StateLost where only a checkpoint can go on, DistributedError where nothing can.
-        """
-        self._wait_for_step(step, lambda: step in self._steps)
-        with self._changed:
-            for old in [one for one in self._steps if one < step]:
-                del self._steps[old]
-            return self._steps[step]
 
     def pull(self, step: int, buffers: Sequence[torch.Tensor]) -> int:
         """Write the nodes' state after `step` into flat buffers: parameters, then moments as far as asked for.
@@ -149,55 +123,13 @@ class RingCoordinator(StateMembers[RingMembership]):
         self._beginning = False
         self._membership.begin([member.number for member in self._ready], step)
 
-    def _forget(self, member: Member) -> None:
-        """The link to it; and that it waited to be taken in."""
-        self._links.drop(member.number)
-        if not self._belongs(member):
-            self._membership.leave(member.number)
-
     # ------------------------------------------------------------------------------------------------- what members say
-
-    def _say_ready(self, member: Member, said: dict[str, Any]) -> None:
-        self._serving[member.number] = said["addresses"]
-        self._is_ready(member)
-        if self._membership.epoch and not self._beginning:
-            self._send(member, self._grant)
-            self._membership.join(member.number)
-
-    def _say_installed(self, member: Member, said: dict[str, Any]) -> None:
-        self._installed = True
 
     def _say_digest(self, member: Member, said: dict[str, Any]) -> None:
         self._digests[member] = said["digest"]
-
-    def _say_status(self, member: Member, said: dict[str, Any]) -> None:
-        self._membership.on_status(member.number, said)
 
     def _say_rolled(self, member: Member, said: dict[str, Any]) -> None:
         self._membership.on_rolled(member.number, said["epoch"])
 
     def _say_joined(self, member: Member, said: dict[str, Any]) -> None:
         self._membership.on_joined(member.number, said["epoch"])
-
-    def _say_applied(self, member: Member, said: dict[str, Any]) -> None:
-        self._membership.on_applied(member.number, said["step"], said)
-
-    # ------------------------------------------------------------------------------------------------- inside
-
-    def _belongs(self, member: Member) -> bool:
-        return member.number in self._membership.ring.order
-
-    def _leave(self, member: Member) -> None:
-        self._membership.leave(member.number)
-
-    def _order(self, number: int, message: dict[str, Any]) -> None:
-        self._send(worker(number), message)
-
-    def _take_step(self, step: int, said: dict[str, Any]) -> None:
-        self._steps[step] = said
-        if not said["about"]["finite"]:
-            self._grant = self._grant | {"through": step}  # for those who come later
-
-    def _patience(self) -> float:
-        assert self._replacements is not None
-        return self._replacements.patience

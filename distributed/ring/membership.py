@@ -200,13 +200,21 @@ class RingMembership:
         while having and all(self._applied[one] >= self.open_step for one in having):
             told = [self._facts[one][self.open_step] for one in having if self.open_step in self._facts.get(one, {})]
             self.open_step += 1
-            self._report(self.open_step - 1, told[0])
+            self._report(self.open_step - 1, self._together(told))
         for facts in self._facts.values():
             for step in [step for step in facts if step < self.open_step]:
                 del facts[step]
-        is_room = len(self.ring.order) < self._room
-        if self.open_step > before and self._joining and is_room and self.at_work:
+        if self.open_step > before and self._joining and self._has_room and self.at_work:
             self._change(set(self.ring.order))
+
+    @property
+    def _has_room(self) -> bool:
+        """Whether a node that waits can be given something to do."""
+        return len(self.ring.order) < self._room
+
+    def _together(self, told: Sequence[Any]) -> Any:
+        """What live nodes have said of a step, as one."""
+        return told[0]
 
 
 def followers(order: Sequence[int], lacking: Collection[int]) -> dict[int, int]:

@@ -11,19 +11,17 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import torch
-
 from distributed.agent import Control, Job
 from distributed.errors import LinkError
 from distributed.links.addresses import Addresses
 from distributed.links.frames import Frame
-from distributed.links.link import Deliver, Link, Peer, Place
+from distributed.links.link import Deliver, Link, Payload, Peer, Place
 from distributed.links.listener import HANDSHAKE_SECONDS, Membership, connect
 from distributed.member_links import MemberLinks
 from distributed.parameter_server.messages import COORDINATOR, worker
 from distributed.ring.messages import Kind, Ring
 
-PHASES = {
+PHASES: dict[int, str] = {
     Kind.REDUCE: "reduce",
     Kind.GATHER: "gather",
     Kind.FACTS: "facts",
@@ -36,6 +34,8 @@ PHASES = {
 
 NOBODY = Ring(0, ())
 
+_Sent = tuple[Frame, Payload, Callable[[], None] | None]
+
 
 class Neighbours(MemberLinks):
     """The links of one node, and a listener for its predecessor and for the coordinator, who fetches whole states.
@@ -46,16 +46,26 @@ class Neighbours(MemberLinks):
     place: where payloads from the predecessor go.
     deliver: takes each of its frames; called by the thread that receives it.
     serve: starts a link that the coordinator has made.
+    phases: what frames are called where faults are injected.
     """
 
-    def __init__(self, job: Job, control: Control, place: Place, deliver: Deliver, serve: Callable[[Link], None]):
-        super().__init__(job, control, PHASES)
+    def __init__(
+        self,
+        job: Job,
+        control: Control,
+        place: Place,
+        deliver: Deliver,
+        serve: Callable[[Link], None],
+        phases: Mapping[int, str] = PHASES,
+    ):
+        super().__init__(job, control, phases)
         self._place, self._deliver, self._serve = place, deliver, serve
         self._changed = threading.Condition()  # guards what follows
         self._ring = NOBODY
         self._to: Link | None = None
         self._from: Link | None = None
-        self._early: list[tuple[Frame, torch.Tensor | bytes]] = []  # sent before there is a link
+        self._early: list[_Sent] = []  # sent before there is a link
+        self._early_back: list[_Sent] = []
         self._served: list[Link] = []
         self._listen()
 
@@ -67,6 +77,7 @@ class Neighbours(MemberLinks):
             self._ring = NOBODY
             ended, self._to, self._from = [self._to, self._from], None, None
             self._early.clear()
+            self._early_back.clear()
         for link in ended:
             if link is not None:
                 link.shutdown()
@@ -87,15 +98,28 @@ class Neighbours(MemberLinks):
 
     # ------------------------------------------------------------------------------------------------- messages
 
-    def send(self, frame: Frame, payload: torch.Tensor | bytes = b"") -> None:
-        """Part of `Outbox`. What is of another epoch, or cannot be sent any more, is of no use to anybody."""
+    def send(self, frame: Frame, payload: Payload = b"", done: Callable[[], None] | None = None) -> None:
+        """Part of `Outbox`. What is of another epoch, or cannot be sent any more, is of no use to anybody.
+
+        done: called once the payload is written; maybe never where the epoch ends.
+        """
         with self._changed:
             if frame.epoch != self._ring.epoch:
                 return
             if self._to is None:
-                self._early.append((frame, payload))
+                self._early.append((frame, payload, done))
             else:
-                _send(self._to, frame, payload)
+                _send(self._to, frame, payload, done)
+
+    def send_back(self, frame: Frame) -> None:
+        """The same to the predecessor, of a frame without payload."""
+        with self._changed:
+            if frame.epoch != self._ring.epoch:
+                return
+            if self._from is None:
+                self._early_back.append((frame, b"", None))
+            else:
+                _send(self._from, frame, b"", None)
 
     def close(self) -> None:
         """End everything."""
@@ -141,6 +165,9 @@ class Neighbours(MemberLinks):
             if is_wanted:
                 self._from = link
                 self._start(link)
+                for early in self._early_back:
+                    _send(link, *early)
+                self._early_back.clear()
         if not is_wanted:
             link.close(0.0)
 
@@ -156,8 +183,8 @@ class Neighbours(MemberLinks):
             if is_wanted:
                 self._to = link
                 self._start(link)
-                for frame, payload in self._early:
-                    _send(link, frame, payload)
+                for early in self._early:
+                    _send(link, *early)
                 self._early.clear()
         if not is_wanted:
             link.close(0.0)
@@ -173,8 +200,8 @@ class Neighbours(MemberLinks):
             self._tell_lost(epoch, worker(number), reason)
 
 
-def _send(link: Link, frame: Frame, payload: torch.Tensor | bytes) -> None:
+def _send(link: Link, frame: Frame, payload: Payload, done: Callable[[], None] | None) -> None:
     try:
-        link.send(frame, payload)
+        link.send(frame, payload, done)
     except LinkError:
         link.shutdown()  # a frame is missing now, so that it must not go on

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -11,6 +12,7 @@ from distributed.agent import Job
 from distributed.coordinating import inner_norms, step_stats
 from distributed.launchers.choose import build_launcher, run_token
 from distributed.parameter_server.members_strategy import MembersStrategy
+from distributed.ring.any_coordinator import AnyRingCoordinator
 from distributed.ring.coordinator import RingCoordinator
 from distributed.ring.engine import EngineStrategy
 from distributed.strategy import Probe, StepStats, Strategy, WorkloadSpec
@@ -21,14 +23,17 @@ def build(options: Mapping[str, Any]) -> Strategy:
     return RingStrategy(options) if options["engine"] == "own" else EngineStrategy(options)
 
 
-class RingStrategy(MembersStrategy[RingCoordinator]):
-    """Every node has the whole model and the whole optimizer; gradients are summed round a ring.
+Ringing = TypeVar("Ringing", bound=AnyRingCoordinator[Any])
 
-    This process coordinates, evaluates and writes checkpoints. A step's bits depend on how many workers are configured,
+
+class AnyRingStrategy(MembersStrategy[Ringing]):
+    """A ring with seats, each of which has a share of every step, whatever goes round.
+
+    This process coordinates, evaluates and writes checkpoints. A step's bits depend on how many nodes are configured,
     and on nothing else: not on timing, and not on who is lost or comes.
     """
 
-    where = RingCoordinator.where
+    where = AnyRingCoordinator.where
 
     def start(self, spec: WorkloadSpec) -> None:
         """Build the model here, for evaluation, and bring the nodes up."""
@@ -36,9 +41,13 @@ class RingStrategy(MembersStrategy[RingCoordinator]):
         self._build(spec)
         token = run_token(options)
         workload = {"factory": spec.factory, "arguments": dict(spec.arguments)}
-        self._coordinator = RingCoordinator(Job("coordinator", 0, options["run"], token, options, {}), workload)
+        self._coordinator = self._new_coordinator(Job("coordinator", 0, options["run"], token, options, {}), workload)
         self._launcher = build_launcher(options, self._coordinator.address, token, options["run"])
         self._coordinator.start(self._launcher)
+
+    @abstractmethod
+    def _new_coordinator(self, job: Job, workload: Mapping[str, Any]) -> Ringing:
+        """The coordinator of the strategy's own nodes, which are told the workload's specification."""
 
     def step(self, index: int, rate_scale: float = 1.0, probe: bool = False, horizon: int | None = None) -> StepStats:
         """The stats of step `index`, which may have been begun before."""
@@ -60,6 +69,13 @@ class RingStrategy(MembersStrategy[RingCoordinator]):
 
     def _fetch(self, moments: list[torch.Tensor]) -> None:
         self._updates = self._running().pull(self._last, [self._values, *moments])
+
+
+class RingStrategy(AnyRingStrategy[RingCoordinator]):
+    """Every node has the whole model and the whole optimizer; gradients are summed round a ring."""
+
+    def _new_coordinator(self, job: Job, workload: Mapping[str, Any]) -> RingCoordinator:
+        return RingCoordinator(job, workload)
 
 
 def _stats(index: int, said: Mapping[str, Any], probe: bool) -> StepStats:

@@ -66,12 +66,16 @@ MISTAKES: list[tuple[list[str], dict[str, Any], str, str]] = [
     (["name=ring_allreduce", "engine=gloo", "watchdog_seconds=5"], {}, "distribution.watchdog_seconds", "engine=own"),
     (["name=ring_allreduce", "tls_key=k", "tls_certificate=c"], {}, "distribution.tls_certificate", "not encrypt"),
     (["name=ring_allreduce", "faults=[kill@server0.apply:1]"], {}, "distribution.faults", "a process that there is"),
-    (["name=ring_tmp"], {}, "distribution.mode", "no mode bsp; allowed: stage"),
+    (["name=ring_tmp"], {}, "distribution.mode", "no mode bsp; allowed: stage, rotate"),
     (["name=ring_tmp", "mode=stage", "workers=2"], {}, "distribution.workers", "has distribution.nodes"),
     (["name=ring_tmp", "mode=stage", "staging=always"], {}, "distribution.staging", "distribution.staging=auto"),
     (["name=ring_tmp", "mode=stage", "engine=own"], {}, "distribution.engine", "distribution.engine=gloo"),
     (["name=ring_tmp", "mode=stage", "bucket_mib=4"], {}, "distribution.bucket_mib", "distribution.bucket_mib=25"),
     (["name=ring_tmp", "mode=stage"], {"per": "push"}, "batch.per", "pushes nothing"),
+    (["name=ring_tmp", "mode=rotate", "nodes=5"], {}, "distribution.nodes", "5 nodes cannot share the 4 groups"),
+    (["name=ring_tmp", "mode=rotate", "bucket_mib=4"], {}, "distribution.bucket_mib", "distribution.bucket_mib=25"),
+    (["name=ring_tmp", "mode=rotate"], {"per": "push"}, "batch.per", "pushes nothing"),
+    (["mode=rotate"], {}, "distribution.mode", "distribution.mode=bsp, or distribution=ring_tmp"),
     (["name=ring_tmp", "mode=stage", "faults=[kill@worker1.sums:1]"], {}, "distribution.faults", "that there is not"),
     (["nodes=2"], {}, "distribution.nodes", "distribution=ring_tmp"),
     (["mode=stage"], {}, "distribution.mode", "distribution.mode=bsp, or distribution=ring_tmp"),
@@ -129,6 +133,7 @@ def test_a_contradiction_names_the_key_and_the_way_out(
         (["name=ring_allreduce", "workers=4", "engine=gloo"], {}),
         (["name=ring_tmp", "mode=stage", "nodes=4", "shadows=1", "faults=[drop@worker3.sums:2]"], {}),
         (["name=ring_tmp", "mode=stage", "tls_key=k", "tls_certificate=c"], {}),
+        (["name=ring_tmp", "mode=rotate", "nodes=4", "shadows=1", "faults=[drop@worker3.gather:2]"], {}),
     ],
 )
 def test_what_fits_together_passes(base: RunConfig, words: list[str], batch: dict[str, Any]) -> None:
@@ -173,6 +178,7 @@ def test_what_is_exact_is_the_same_run_whatever_its_sizes(base: RunConfig) -> No
 
 INEXACT: list[tuple[list[str], dict[str, Any]]] = [
     (["wire=bf16", "servers=2"], {"mode": "bsp", "workers": 1, "wire": "bf16"}),
+    (["name=ring_tmp", "mode=rotate", "nodes=3", "shadows=1"], {"name": "ring_tmp", "mode": "rotate", "nodes": 3}),
     (["on_loss=drop", "workers=2"], {"mode": "bsp", "workers": 2, "on_loss": "drop"}),
     (["backup=1", "workers=3"], {"mode": "bsp", "workers": 3, "backup": 1}),
     (
@@ -216,7 +222,7 @@ def test_every_key_either_counts_somewhere_or_is_known_to_be_placement(base: Run
     places = {
         "stands_for", "shadows", "replace_lost", "sparse", "link", "launcher", "bind", "heartbeat_seconds",
         "deadline_seconds", "watchdog_seconds", "tls_certificate", "tls_key", "checksum", "faults", "replay",
-        "resources", "staging", "nodes", "schedule",
+        "resources", "staging", "schedule",
     }  # fmt: skip
     counted = {"name", "top_k_momentum"}.union(*(expected for _, expected in INEXACT))
     assert counted | places == {field.name for field in dataclasses.fields(DistributionConfig)}
