@@ -99,10 +99,15 @@ class Control:
         self._progress.append(Progress(name))
         return self._progress[-1]
 
-    def tell(self, message: Mapping[str, Any]) -> None:
-        """Say something to the coordinator; if it is gone, `inbox` says so."""
+    def tell(self, message: Mapping[str, Any], written: bool = False) -> None:
+        """Say something to the coordinator; if it is gone, `inbox` says so.
+
+        written: return once it is on its way, and arrives even where this process is killed the next moment.
+        """
         with contextlib.suppress(LinkError):
             self._link.send(Frame(kind=Kind.CONTROL), json_payload(message))
+            if written:
+                self._link.flush()
 
     def send(self, frame: Frame, payload: Payload) -> None:
         """Send the coordinator a frame of another kind; the payload must stay as it is until it is written."""

@@ -111,7 +111,9 @@ class AsynchronousWork(Worker):
             clip_(computed, gradient_norm, specification.max_norm)
             clip_parameters_(self._flat, computed, specification.parameter_max_norms)
         gradient = self._staging.finish(computed)
-        self._control.tell(said)
+        # A server may apply the push and this process be killed: a replay records its word then, and so must the run,
+        # not that of whoever computes the ticket for the other servers.
+        self._control.tell(said, written=True)
         with self._changed:
             if self._core.assignment is not assignment:
                 self._staging.release(gradient)  # cleared meanwhile
