@@ -200,6 +200,7 @@ def test_a_node_of_a_stage_ring_that_comes_later_takes_stages_of_a_lost_one(tmp_
     assert sorted(code for code, _ in ends) == [-9, 0, 0]
 
 
+@pytest.mark.exhaustive
 def test_a_worker_of_ddp_from_elsewhere(tmp_path: Path, said: list[str]) -> None:
     words = [*SMALL, "distribution=ddp", "distribution.launcher=external", "distribution.workers=2"]
     strategy = DdpStrategy(strategy_options(compose(words), "abc/s1", tmp_path, 1))

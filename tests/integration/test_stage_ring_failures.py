@@ -28,7 +28,7 @@ DEATHS = [
     for number in range(nodes)
     for index, phase in enumerate(PHASES)
 ]
-STILL = [(4, index % 4, phase) for index, phase in enumerate(PHASES)]
+STILL = [(2, 0, "forward"), *((4, index % 4, phase) for index, phase in enumerate(PHASES))]
 FAULTY_FRAMES = [
     (nodes, number, phase, ("drop", "corrupt")[(nodes + number + index) % 2])
     for nodes in SIZES
@@ -101,7 +101,11 @@ def test_a_state_may_be_lost_on_its_way(fault: str) -> None:
         assert fault.startswith("kill")
 
 
-def stopped(nodes: int, number: int, phase: str) -> None:
+@pytest.mark.exhaustive
+@pytest.mark.parametrize(("nodes", "number", "phase"), STILL)
+def test_a_node_that_stands_still_too_long_is_given_up_and_ends_when_it_wakes(
+    nodes: int, number: int, phase: str
+) -> None:
     with running(f"nodes={nodes}", *ALONE, *IMPATIENT, faults=[f"stop@worker{number}.{phase}:3"]) as strategy:
         stats = train(strategy, 1, 5)
         for zombie in standing_still():
@@ -110,16 +114,6 @@ def stopped(nodes: int, number: int, phase: str) -> None:
         stats += train(strategy, 6, STEPS)
         single().assert_equal(stats, strategy.state())
         assert_was_lost(strategy.report(), number)
-
-
-def test_a_node_that_stood_still_too_long_is_given_up_and_ends_when_it_wakes() -> None:
-    stopped(2, 0, "forward")
-
-
-@pytest.mark.exhaustive
-@pytest.mark.parametrize(("nodes", "number", "phase"), STILL)
-def test_every_node_may_stand_still_everywhere(nodes: int, number: int, phase: str) -> None:
-    stopped(nodes, number, phase)
 
 
 @pytest.mark.exhaustive

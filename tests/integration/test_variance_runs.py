@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from nmt.config import compose
 from nmt.config.identity import run_id
 from nmt.config.seeds import draws
@@ -12,6 +14,7 @@ from nmt.train import train
 from nmt.training.checkpoint import load_model
 
 
+@pytest.mark.exhaustive
 def test_a_run_is_what_it_drew_from_training_to_translation(tmp_path: Path) -> None:
     """TensorFlow's LSTM adds its forget bias at every step, in translation too: the configured one would be wrong."""
     jittered = "model.decoder.cell.forget_bias,optimizer.learning_rate"

@@ -129,6 +129,7 @@ def test_the_cost_of_a_plan_is_a_line_a_stage() -> None:
     assert run(str(SCRIPTS / "plan_cost.py"), "rows=0").stderr.startswith("error: rows: 0 is out of range")
 
 
+@pytest.mark.exhaustive
 def test_the_cost_of_many_runs_is_measured_and_a_second_sync_writes_nothing() -> None:
     done = run(str(SCRIPTS / "registry_cost.py"), "rows=2", "replicates=2", "points=10")
     assert done.returncode == 0, done.stderr
