@@ -64,8 +64,7 @@ def test_a_process_may_die_anywhere(fault: str, wanted: Undisturbed) -> None:
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("link", ["tcp", "shm"])
-@pytest.mark.parametrize("step", [1, 3])
+@pytest.mark.parametrize(("step", "link"), [(1, "shm"), (3, "tcp")])
 @pytest.mark.parametrize("fault", KILLS)
 def test_every_process_may_die_everywhere(fault: str, step: int, link: str, wanted: Undisturbed) -> None:
     assert_one_died(disturbed(wanted, f"{fault}:{step}", words=[*SHADOWED, f"link={link}"]), fault, step)

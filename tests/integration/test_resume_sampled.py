@@ -94,8 +94,11 @@ def test_killed_and_resumed_is_the_undisturbed_run(probed: list[dict[str, Any]],
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("points", [["slot:5", "checkpoint:10"], ["slot:1", "slot:12", "checkpoint:18"]], ids=" ".join)
-@pytest.mark.parametrize("form", ["embedding", "output"])
+@pytest.mark.parametrize(
+    ("form", "points"),
+    [("embedding", ["slot:5", "checkpoint:10"]), ("output", ["slot:1", "slot:12", "checkpoint:18"])],
+    ids=["embedding", "output"],
+)
 def test_wherever_and_however_often_it_is_killed(tmp_path: Path, form: str, points: list[str]) -> None:
     expected = undisturbed(tmp_path / "undisturbed", form)
     assert killed_and_resumed(tmp_path / "killed", form, points) == expected

@@ -49,8 +49,7 @@ def test_a_node_may_die_anywhere(fault: str) -> None:
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("link", ["tcp", "shm"])
-@pytest.mark.parametrize("step", [1, 3])
+@pytest.mark.parametrize(("step", "link"), [(1, "tcp"), (3, "shm")])
 @pytest.mark.parametrize("phase", PHASES)
 @pytest.mark.parametrize("number", [0, 1, 2])
 def test_every_node_may_die_everywhere(number: int, phase: str, step: int, link: str) -> None:
@@ -77,10 +76,9 @@ def test_a_node_may_die_while_others_copy_as_on_a_gpu(phase: str, link: str) -> 
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("link", ["tcp", "shm"])
 @pytest.mark.parametrize("phase", FRAMES)
 @pytest.mark.parametrize("number", [0, 1, 2])
-@pytest.mark.parametrize("action", ["drop", "corrupt"])
+@pytest.mark.parametrize(("action", "link"), [("drop", "shm"), ("corrupt", "tcp")])
 def test_every_frame_may_be_damaged(action: str, number: int, phase: str, link: str) -> None:
     assert_one_link_ended(disturbed(f"{action}@worker{number}.{phase}:3", words=[*ALONE, f"link={link}"]))
 

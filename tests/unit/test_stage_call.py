@@ -213,11 +213,10 @@ def test_no_cut_of_any_family_changes_a_bit(family: str, bf16: bool) -> None:
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("attention", ["additive", "multiplicative", "none_state", "none_input"])
 @pytest.mark.parametrize("encoder", ["unidirectional", "bidirectional", "stacked_bidirectional"])
 @pytest.mark.parametrize("kind", ["gru", "lstm", "vanilla"])
-def test_no_cut_of_a_recurrent_model_changes_a_bit(kind: str, encoder: str, attention: str, bf16: bool) -> None:
+def test_no_cut_of_a_recurrent_model_changes_a_bit(kind: str, encoder: str, attention: str) -> None:
     residuals = [("none", False), ("add", False), ("add", True), ("mean", True), ("concat", False), ("concat", True)]
     for number, (combiner, dense) in enumerate(residuals):
         config = model_config(
@@ -232,7 +231,7 @@ def test_no_cut_of_a_recurrent_model_changes_a_bit(kind: str, encoder: str, atte
             reverse=number == 2,
             bridge="projection" if attention in ("additive", "multiplicative") and number % 2 else "",
         )
-        check(config, bf16, some=2)
+        check(config, bf16=number % 4 in (1, 2), some=2)  # each family in both
 
 
 @pytest.mark.exhaustive
