@@ -255,7 +255,7 @@ def _option_values(key: str, field: dataclasses.Field[Any], begun: str, runs: st
         return list(METRICS)
     if key == "claims":
         return list(groups()["claims"])
-    if key in ("sweep", "grid", "search_space"):
+    if key in ("sweep", "grid", "search_space", "study"):
         return _else_files(groups()["sweep" if key == "grid" else key], begun)
     return files(begun) if "str" in kind and key not in TEXTS else []
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
-NOT_CONFIG = ("sweep", "search_space", "claims")  # folders of conf/ that are no part of a run's configuration
+NOT_CONFIG = ("sweep", "search_space", "claims", "study")  # folders of conf/ that are no part of a run's configuration
 State = tuple[tuple[str, int, int], ...]
 SMALLEST_DIM = 8  # sizes never shrink below this, whatever the scale
 HYDRA = ("hydra/", "hydra.")  # beginnings of Hydra's own keys
@@ -253,7 +253,7 @@ def groups(conf: Path | None = None) -> dict[str, list[str]]:
 def _groups(root: Path, state: State) -> Mapping[str, Sequence[str]]:
     found: dict[str, list[str]] = {}
     for path in (Path(name).relative_to(root) for name, _, _ in state):
-        if len(path.parts) > 1:
+        if len(path.parts) > 1 and not (len(path.parts) > 2 and path.parts[0] in NOT_CONFIG):  # claims of a study
             found.setdefault(path.parent.as_posix(), []).append(path.stem)
     return {group: sorted(options) for group, options in sorted(found.items())}
 

@@ -151,6 +151,6 @@ def _table(labels: Sequence[str], keeps: Sequence[float], ladders: Sequence[Ladd
 def _remark(limit: int) -> str:
     return (
         f"Each worker or node is a process in a control group of {limit} MiB; servers and the coordinator, which "
-        "evaluates with a whole model, are not limited. Stages are cut by their time, so that parameters are not shared "
-        "out evenly."
+        "evaluates with a whole model, are not limited. Stages are cut by their time, so that parameters are not "
+        "shared out evenly."
     )

@@ -77,6 +77,7 @@ def test_keys_go_down_to_the_next_dot_and_reach_every_leaf_and_group() -> None:
         ("nmt sweep sweep=quick", ["quickstart"]),
         ("nmt sweep search_space=rate", ["rate_and_dropout"]),
         ("nmt sweep sampler=", ["random", "tpe"]),
+        ("nmt reproduce study=", ["ringtmp"]),
     ],
 )
 def test_values(line: str, values: list[str]) -> None:
