@@ -8,9 +8,9 @@ from typing import Any, Generic, TypeVar
 
 from distributed.coordinating import CoordinatingStrategy
 from distributed.errors import DistributedError
-from distributed.parameter_server.reporting import ReportingMembers
+from distributed.parameter_server.state_members import StateMembers
 
-Coordinating = TypeVar("Coordinating", bound=ReportingMembers[Any])
+Coordinating = TypeVar("Coordinating", bound=StateMembers[Any])
 
 
 class MembersStrategy(CoordinatingStrategy, Generic[Coordinating]):
@@ -22,6 +22,11 @@ class MembersStrategy(CoordinatingStrategy, Generic[Coordinating]):
     def __init__(self, options: Mapping[str, Any]):
         super().__init__(options)
         self._coordinator: Coordinating | None = None
+
+    def synchronize(self) -> None:
+        """Wait until all that was begun is applied, and no change of members is under way."""
+        if self._begun:
+            self._running().wait_until_rest(self._last)
 
     def journals(self) -> Mapping[str, bytes]:
         """Times of every process."""

@@ -96,11 +96,6 @@ class ParameterServerStrategy(MembersStrategy[Coordinator]):
             self._granted = self._coordinator.halt()
         return super().halt()
 
-    def synchronize(self) -> None:
-        """Wait until every server has applied what was begun."""
-        if self._begun:
-            self._running().wait_until_rest(self._last)
-
     def state(self) -> dict[str, Any]:
         """Parameters and optimizer state by parameter name, on the CPU."""
         return super().state() | self._kept_back()

@@ -1,60 +1,33 @@
-"""What coordinators of rings have in common, whatever goes round in them."""
+"""What coordinators have in common that decide who belongs to a ring, whatever goes round in it."""
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, TypeVar
-
-import torch
 
 from distributed.agent import Job
 from distributed.parameter_server.messages import Member, worker
-from distributed.parameter_server.state_members import StateMembers
 from distributed.ring.membership import RingMembership
+from distributed.ring.nodes_coordinator import NodesCoordinator
 
 Kept = TypeVar("Kept", bound=RingMembership)
 
 
-class AnyRingCoordinator(StateMembers[Kept]):
+class AnyRingCoordinator(NodesCoordinator[Kept]):
     """Members of a ring, and what they say of steps: no gradient and no parameter passes here in a step.
-
-    Public methods are called by the trainer's thread; what they wait for is brought about by the coordinator's own.
 
     Parameters
     ----------
-    job: role `coordinator`, with the run, its token and the options.
-    contents: what nodes are told.
+    job, contents: as for `NodesCoordinator`.
     membership: who belongs to the ring; it is made with this coordinator's `_order`, `_take_step` and `_state_is_lost`.
     """
 
-    where = "the ring"
-
     def __init__(self, job: Job, contents: Mapping[str, Any], membership: Kept):
-        super().__init__(job, {"worker": contents}, membership)
+        super().__init__(job, contents, membership)
         self._steps: dict[int, dict[str, Any]] = {}  # by step, what was said of those that were not asked for yet
         self._installed: set[Member] = set()  # who has the state that was given to it
-        self._grant: dict[str, Any] = {"do": "grant", "after": 0, "through": 0, "rate_scale": 1.0, "probe": 0}
 
     # ------------------------------------------------------------------------------------------------- the trainer's
-
-    @abstractmethod
-    def begin(self, step: int, buffers: Sequence[torch.Tensor], updates: int) -> None:
-        """Give the nodes the state before `step`, and let all begin there."""
-
-    @abstractmethod
-    def pull(self, step: int, buffers: Sequence[torch.Tensor]) -> int:
-        """Write the nodes' state after `step` into flat buffers: parameters, then moments as far as asked for.
-
-        Returns how many updates they have made. Raises StateLost where it cannot be the run's.
-        """
-
-    def grant(self, after: int, through: int, rate_scale: float, probe: int) -> None:
-        """Let nodes begin steps up to `through`, and look into step `probe`, where the trainer knows of those up to
-        `after`."""
-        self._grant = {"do": "grant", "after": after, "through": through, "rate_scale": rate_scale, "probe": probe}
-        for member in list(self._agents):
-            self._send(member, self._grant)
 
     def wait_for(self, step: int) -> Mapping[str, Any]:
         """What nodes say of a step, once all of them have applied it. Steps before it are forgotten.
@@ -109,8 +82,4 @@ class AnyRingCoordinator(StateMembers[Kept]):
     def _take_step(self, step: int, said: dict[str, Any]) -> None:
         self._steps[step] = said
         if not said["about"]["finite"]:
-            self._grant = self._grant | {"through": step}  # for those who come later
-
-    def _patience(self) -> float:
-        assert self._replacements is not None
-        return self._replacements.patience
+            self._grant_no_further(step)

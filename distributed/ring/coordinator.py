@@ -47,8 +47,7 @@ class RingCoordinator(AnyRingCoordinator[RingMembership]):
             self._anew()
             self._installed.clear()
             self._steps.clear()
-        self._wait(lambda: bool(self._ready), lambda: "a worker to come", seconds=self._patience())
-        members = self._clear()
+        members = self._ready_and_cleared()
         first = min(members).number
         with contextlib.suppress(LinkError):  # it is gone, or its link is, and is tried again
             for index, buffer in enumerate(buffers):

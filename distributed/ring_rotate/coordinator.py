@@ -12,7 +12,6 @@ import torch
 from distributed.agent import Job
 from distributed.errors import DistributedError, LinkError
 from distributed.links.frames import Frame, json_payload
-from distributed.parameter_server.members import RESUMABLE
 from distributed.parameter_server.messages import Kind as StateKind
 from distributed.parameter_server.messages import Member, worker
 from distributed.ring.any_coordinator import AnyRingCoordinator
@@ -22,8 +21,6 @@ from distributed.ring_rotate.plan import RotationPlan
 from distributed.ring_rotate.seating import Seating
 from distributed.ring_rotate.shard import gathered, norm_of, scatter
 from distributed.strategy import StateLost
-
-PAUSE_SECONDS = 0.05  # before a link that has ended is made anew
 
 
 class RotateCoordinator(AnyRingCoordinator[RotateMembership]):
@@ -47,20 +44,12 @@ class RotateCoordinator(AnyRingCoordinator[RotateMembership]):
 
     # ------------------------------------------------------------------------------------------------- the trainer's
 
-    def begin(self, step: int, buffers: Sequence[torch.Tensor], updates: int) -> None:
-        """Give each node the shards of its seats before `step`, and those of which it has the second copy."""
-        limit = time.monotonic() + self._patience() + 10 * self._options["deadline_seconds"]
-        while not self._install(step, buffers, updates):  # somebody was lost meanwhile: others begin
-            if time.monotonic() > limit:
-                raise DistributedError("no ring could be begun", where=self.where, hint=RESUMABLE)
-
     def _install(self, step: int, buffers: Sequence[torch.Tensor], updates: int) -> bool:
         with self._changed:
             self._anew()
             self._installed.clear()
             self._steps.clear()
-        self._wait(lambda: bool(self._ready), lambda: "a node to come", seconds=self._patience())
-        members = self._clear()
+        members = self._ready_and_cleared()
         if not members <= self._ready:
             return False
         seating = RotateMembership.first_seating([member.number for member in members], self._plan.seats)
@@ -134,10 +123,6 @@ class RotateCoordinator(AnyRingCoordinator[RotateMembership]):
             if time.monotonic() > limit:
                 raise DistributedError(f"no link to worker {owner} lasts", where=self.where)
             self._pause()  # one whose link ends first is lost a moment later
-
-    def _pause(self) -> None:
-        with self._changed:
-            self._changed.wait(PAUSE_SECONDS)
 
     # ------------------------------------------------------------------------------------------------- events
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from distributed.agent import Job
-from distributed.errors import DistributedError
 from distributed.ring.strategy import AnyRingStrategy
 from distributed.ring_rotate.computation import plan_of
 from distributed.ring_rotate.coordinator import RotateCoordinator
@@ -16,15 +15,8 @@ class RotateStrategy(AnyRingStrategy[RotateCoordinator]):
     """Every node has a shard of the parameters and of the optimizer; what a layer needs goes round when it needs it."""
 
     def _new_coordinator(self, job: Job, workload: Mapping[str, Any]) -> RotateCoordinator:
-        if self._workload.device != "cpu":
-            raise DistributedError(
-                "the ring's nodes compute on CPUs",
-                where="device",
-                allowed=["cpu"],
-                hint="device=cpu, or distribution=ring_allreduce, which computes on GPUs",
-            )
-        named = {name: (start, start + shape.numel()) for name, (start, shape) in self._flat.layout.items()}
-        plan, self._groups = plan_of(self._workload, job.options["nodes"], named)
+        self._refuse_gpus()
+        plan, self._groups = plan_of(self._workload, job.options["nodes"], self._places())
         return RotateCoordinator(job, workload, plan)
 
     def report(self) -> Mapping[str, Any]:

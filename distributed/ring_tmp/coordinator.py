@@ -14,9 +14,8 @@ import torch
 
 from distributed.agent import Job
 from distributed.errors import DistributedError, LinkError
-from distributed.parameter_server.members import RESUMABLE
 from distributed.parameter_server.messages import Member, worker
-from distributed.parameter_server.state_members import StateMembers
+from distributed.ring.nodes_coordinator import NodesCoordinator
 from distributed.ring_tmp.cut import Cut
 from distributed.ring_tmp.placement import Placement
 from distributed.ring_tmp.probes import Words
@@ -26,10 +25,8 @@ from distributed.ring_tmp.takeover import takeover
 from distributed.ring_tmp.view import RingView
 from distributed.ring_tmp.walk import epoch_above
 
-PAUSE_SECONDS = 0.05  # before a link that has ended is made anew
 
-
-class StageRingCoordinator(StateMembers[RingView]):
+class StageRingCoordinator(NodesCoordinator[RingView]):
     """Nodes of a ring, and what they say of steps.
 
     Public methods are called by the trainer's thread; what they wait for is brought about by the coordinator's own.
@@ -41,11 +38,10 @@ class StageRingCoordinator(StateMembers[RingView]):
     cut: the model's stages.
     """
 
-    where = "the ring"
     roles: Mapping[str, str] = {"worker": "ring_tmp.worker"}
 
     def __init__(self, job: Job, content: Mapping[str, Any], cut: Cut):
-        super().__init__(job, {"worker": content}, RingView())
+        super().__init__(job, content, RingView())
         self._cut = cut
         self._states = StateTransfer(cut.parts, self._links, self._link, bool(job.options["shadows"]))
         self._decisions: dict[int, Decision] = {}  # by step, of those that were not asked for yet
@@ -54,24 +50,15 @@ class StageRingCoordinator(StateMembers[RingView]):
         self._installed: dict[Member, int] = {}  # by node, the epoch for which it has the states
         self._invited: dict[int, int] = {}  # by node that waits to be admitted, the epoch in which a place was sought
         self._paused = 0.0  # seconds from the notice of the newest change to the go-ahead, by the first to tell of it
-        self._grant: dict[str, Any] = {"do": "grant", "after": 0, "through": 0, "rate_scale": 1.0, "probe": 0}
 
     # ------------------------------------------------------------------------------------------------- the trainer's
-
-    def begin(self, step: int, buffers: Sequence[torch.Tensor], updates: int) -> None:
-        """Give the nodes the state before `step`, to each that of its stages, and let them begin there."""
-        limit = time.monotonic() + self._patience() + 10 * self._options["deadline_seconds"]
-        while not self._install(step, buffers, updates):  # somebody was lost meanwhile: others begin
-            if time.monotonic() > limit:
-                raise DistributedError("no ring could be begun", where=self.where, hint=RESUMABLE)
 
     def _install(self, step: int, buffers: Sequence[torch.Tensor], updates: int) -> bool:
         with self._changed:
             self._anew()
             for told in (self._installed, self._decisions, self._seen, self._invited):
                 told.clear()
-        self._wait(lambda: bool(self._ready), lambda: "a node to come", seconds=self._patience())
-        members = self._clear()
+        members = self._ready_and_cleared()
         if not members <= self._ready:
             return False
         numbers = sorted(member.number for member in members)[: self._options["nodes"]]
@@ -80,8 +67,7 @@ class StageRingCoordinator(StateMembers[RingView]):
             for number in numbers:
                 self._states.give(number, placement, step - 1, buffers, updates)
         except LinkError:
-            with self._changed:
-                self._changed.wait(PAUSE_SECONDS)
+            self._pause()
             return False
         taking, epoch = {worker(number) for number in numbers}, placement.ring.epoch
         self._wait(
@@ -97,12 +83,6 @@ class StageRingCoordinator(StateMembers[RingView]):
         self._put("begin", placement, step)
         self._wait(lambda: not self._beginning, lambda: "the ring to begin")
         return True
-
-    def grant(self, after: int, through: int, rate_scale: float, probe: int) -> None:
-        """Let nodes go to step `through`, and look into `probe`; the trainer knows of those up to `after`."""
-        self._grant = {"do": "grant", "after": after, "through": through, "rate_scale": rate_scale, "probe": probe}
-        for member in list(self._agents):
-            self._send(member, self._grant)
 
     def wait_for(self, step: int) -> tuple[Decision, list[tuple[Words, Words]]]:
         """What nodes agree on of a step, once all of them have applied it. Steps before it are forgotten.
@@ -142,7 +122,7 @@ class StageRingCoordinator(StateMembers[RingView]):
                     return self._states.take(buffers)
                 if time.monotonic() > limit:
                     raise DistributedError("no links to the nodes last", where=self.where)
-                self._changed.wait(PAUSE_SECONDS)  # one whose link ends first is lost a moment later
+                self._pause()
 
     # ------------------------------------------------------------------------------------------------- events
 
@@ -225,7 +205,7 @@ class StageRingCoordinator(StateMembers[RingView]):
         for gradient, change in said["seen"]:
             self._seen.setdefault(step, {})[gradient[0]] = (gradient, change)
         if not decision.is_update:
-            self._grant = self._grant | {"through": min(step, self._grant["through"])}  # for those who come later
+            self._grant_no_further(step)
         self._membership.apply(member.number, step)
 
     def _say_state_lost(self, member: Member, said: dict[str, Any]) -> None:
@@ -266,7 +246,3 @@ class StageRingCoordinator(StateMembers[RingView]):
     def _book(self) -> dict[str, Any]:
         """Where nodes can be reached."""
         return {str(number): addresses for number, addresses in self._serving.items()}
-
-    def _patience(self) -> float:
-        assert self._replacements is not None
-        return self._replacements.patience
