@@ -23,6 +23,7 @@ from distributed.links.listener import Listener
 from distributed.optimizers import build_optimizer
 from distributed.parameter_server.messages import Kind
 from distributed.process_meter import ProcessMeter
+from distributed.process_report import process_report
 from distributed.slot_tree import shares
 from distributed.staging import choose_device
 from distributed.strategy import Stage, WorkloadSpec
@@ -245,14 +246,7 @@ class Worker:
                         self._link.send(Frame(kind=Kind.STATE, tags=(0, index, 0)), buffer.detach().cpu())
                     self._link.flush()
             case "report":
-                self._control.tell(
-                    {
-                        "say": "report",
-                        "times": self._timeline.totals().to_dict(),
-                        "use": self._meter.to_dict(),
-                        "timeline": self._timeline.take().decode(),
-                    }
-                )
+                self._control.tell(process_report(self._timeline, self._meter))
 
     def _digest(self) -> int:
         """Of all parameters: an exact sum of their bits, which all workers must agree in."""

@@ -16,6 +16,7 @@ from distributed.parameter_server.replay import read_replay
 from distributed.parameter_server.setup import Setup
 from distributed.parameter_server.synchronous_server import SynchronousServer
 from distributed.process_meter import ProcessMeter
+from distributed.process_report import process_report
 from distributed.timeline import Timeline
 
 TENSORS = (Kind.SHADOW, Kind.STATE, Kind.REPLY)
@@ -108,13 +109,7 @@ class Server:
                 self._core.clear()
                 self._control.tell({"say": "cleared"})
             case "report":
-                told: dict[str, Any] = {
-                    "say": "report",
-                    "times": self._timeline.totals().to_dict(),
-                    "links": self._links.counters(),
-                    "use": self._meter.to_dict(),
-                    "timeline": self._timeline.take().decode(),
-                }
+                told = process_report(self._timeline, self._meter, links=self._links.counters())
                 if isinstance(self._core, AsynchronousServer):
                     traces = {
                         str(shard): [(step, content.hex()) for step, content in parts]

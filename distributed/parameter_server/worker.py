@@ -20,6 +20,7 @@ from distributed.parameter_server.messages import Kind, Member, Table, server
 from distributed.parameter_server.setup import Setup
 from distributed.parameter_server.synchronous_worker import Grant, SynchronousWorker
 from distributed.process_meter import ProcessMeter
+from distributed.process_report import process_report
 from distributed.slot_tree import Node
 from distributed.staging import Staged, Staging, Unstaged, choose_device, copies_of, is_staged
 from distributed.strategy import WorkloadSpec
@@ -171,16 +172,8 @@ class Worker:
                     self._changed.notify_all()
                 self._control.tell({"say": "cleared"})
             case "report":
-                self._control.tell(
-                    {
-                        "say": "report",
-                        "times": self._timeline.totals().to_dict(),
-                        "links": self._links.counters(),
-                        "use": self._meter.to_dict(),
-                        "wire": self._core.wire.sent.to_dict(),
-                        "timeline": self._timeline.take().decode(),
-                    }
-                )
+                wire = self._core.wire.sent.to_dict()
+                self._control.tell(process_report(self._timeline, self._meter, links=self._links.counters(), wire=wire))
 
     def _resume(self, table: Table, message: dict[str, Any]) -> None:
         self._core.resume(table, message["open"], message["mine"])

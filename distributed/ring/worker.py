@@ -19,6 +19,7 @@ from distributed.arithmetic import square_sums
 from distributed.links.frames import Frame, as_tensor
 from distributed.links.link import Discard
 from distributed.process_meter import ProcessMeter
+from distributed.process_report import process_report
 from distributed.ring.host_memory import HostMemory
 from distributed.ring.messages import Kind, Ring
 from distributed.ring.neighbours import PHASES, Neighbours
@@ -262,15 +263,7 @@ class Worker:
                 digest = int(self._replica.flat.values.view(torch.int32).sum(dtype=torch.int64))
                 self._control.tell({"say": "digest", "step": message["step"], "digest": digest})
             case "report":
-                self._control.tell(
-                    {
-                        "say": "report",
-                        "times": self._timeline.totals().to_dict(),
-                        "links": self._links.counters(),
-                        "use": self._meter.to_dict(),
-                        "timeline": self._timeline.take().decode(),
-                    }
-                )
+                self._control.tell(process_report(self._timeline, self._meter, links=self._links.counters()))
 
     def _forget_sum(self) -> None:
         if not self._applying:

@@ -14,6 +14,7 @@ from distributed.agent import Control, Job
 from distributed.links.frames import Frame, as_tensor
 from distributed.links.link import Discard, Payload
 from distributed.process_meter import ProcessMeter
+from distributed.process_report import process_report
 from distributed.ring.messages import Ring
 from distributed.ring.neighbours import Neighbours
 from distributed.ring_rotate.computation import Computation
@@ -140,15 +141,9 @@ class Worker:
     def _hear(self, message: dict[str, Any]) -> None:
         """In the thread that listens: what does not wait for a phase to end is done at once."""
         if message["do"] == "report":
-            self._control.tell(
-                {
-                    "say": "report",
-                    "times": self._timeline.totals().to_dict(),
-                    "links": self._links.counters(),
-                    "use": self._meter.to_dict() | {"model_bytes": self._steps.most_bytes},
-                    "timeline": self._timeline.take().decode(),
-                }
-            )
+            report = process_report(self._timeline, self._meter, links=self._links.counters())
+            report["use"]["model_bytes"] = self._steps.most_bytes
+            self._control.tell(report)
             return
         if message["do"] in INTERRUPTING:
             self._links.leave()

@@ -13,6 +13,7 @@ from distributed.agent import Control, Job
 from distributed.errors import FrameError, LinkError
 from distributed.links.link import Link
 from distributed.process_meter import ProcessMeter
+from distributed.process_report import process_report
 from distributed.ring_tmp.links import Dialled, NeighbourLinks
 from distributed.ring_tmp.mailbox import Mailbox
 from distributed.ring_tmp.member import RingMember
@@ -125,15 +126,7 @@ class Worker:
         if "addresses" in message:
             self._links.learn(message["addresses"])
         if message["do"] == "report":
-            self._control.tell(
-                {
-                    "say": "report",
-                    "times": self._timeline.totals().to_dict(),
-                    "links": self._links.counters(),
-                    "use": self._meter.to_dict(),
-                    "timeline": self._timeline.take().decode(),
-                }
-            )
+            self._control.tell(process_report(self._timeline, self._meter, links=self._links.counters()))
         else:
             self._mailbox.post((None, message))
 
