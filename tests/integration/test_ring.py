@@ -134,6 +134,17 @@ def established(process: int) -> set[tuple[str, str]]:
     return {(words[1], words[2]) for words in lines if words[9] in inodes and words[3] == "01"}
 
 
+def linked_pairs(processes: Mapping[int, int]) -> set[frozenset[int]]:
+    """Who is connected to whom of these nodes, by number with their processes."""
+    ends = {own: node for node, process in processes.items() for own, _ in established(process)}
+    return {
+        frozenset((node, ends[other]))
+        for node, process in processes.items()
+        for _, other in established(process)
+        if other in ends
+    }
+
+
 def sent_on(report: Mapping[str, Any]) -> list[dict[Kind, Mapping[str, int]]]:
     """By node of a ring of four, what it sent its successor in steps, by kind."""
     kinds = (Kind.REDUCE, Kind.GATHER, Kind.FACTS)
@@ -148,13 +159,7 @@ def bytes_of_a_step(sent: Mapping[Kind, Mapping[str, int]]) -> float:
 def test_four_nodes_are_linked_to_their_neighbours_alone_and_send_what_the_formula_says() -> None:
     with running("workers=4", "link=tcp") as strategy:
         train(strategy, 1, STEPS)
-        ends = {own: worker for worker, process in process_ids(strategy).items() for own, _ in established(process)}
-        pairs = {
-            frozenset((worker, ends[other]))
-            for worker, process in process_ids(strategy).items()
-            for _, other in established(process)
-            if other in ends
-        }
+        pairs = linked_pairs(process_ids(strategy))
         state = strategy.state()
         elements = sum(one.numel() for one in state["parameters"].values())
         formula = 2 * 3 / 4 * elements * BYTES

@@ -13,7 +13,7 @@ import pytest
 from parameter_server_examples import train
 from rotation_examples import process_ids, running
 from staged_toy import staged_spec
-from test_ring import established
+from test_ring import linked_pairs
 
 from distributed.ring_rotate.computation import plan_of
 from distributed.ring_rotate.formulas import bytes_sent, resident_bytes
@@ -52,14 +52,7 @@ def test_four_nodes_are_linked_to_their_neighbours_alone_and_send_and_hold_what_
     formulas = [bytes_sent(plan, node, shadows=True) for node in range(NODES)]
     with running(f"nodes={NODES}", "link=tcp", spec=large(stages)) as strategy:
         train(strategy, 1, STEPS)
-        processes = process_ids(strategy)
-        ends = {own: node for node, process in processes.items() for own, _ in established(process)}
-        pairs = {
-            frozenset((node, ends[other]))
-            for node, process in processes.items()
-            for _, other in established(process)
-            if other in ends
-        }
+        pairs = linked_pairs(process_ids(strategy))
         report, end = strategy.report(), time.monotonic() + SECONDS
         # Who sends counts a frame when it is written, maybe after it was read.
         while sum(map(bytes_of, sent_on(report))) < STEPS * sum(formulas) and time.monotonic() < end:

@@ -11,7 +11,7 @@ from leftovers import possessions
 from parameter_server_examples import Undisturbed, assert_equal_states, train, undisturbed
 from stage_ring_examples import STEPS, TOY, one_thread, process_ids, running, single
 from staged_toy import staged_spec
-from test_ring import established
+from test_ring import linked_pairs
 
 from distributed.errors import DistributedError
 from distributed.ring_tmp.messages import Kind
@@ -107,14 +107,7 @@ def test_other_models_and_cuts_have_the_bits_of_one_process(words: list[str]) ->
 def test_four_nodes_are_linked_to_their_neighbours_alone() -> None:
     with running("nodes=4", "link=tcp") as strategy:
         train(strategy, 1, STEPS)
-        processes = process_ids(strategy)
-        ends = {own: node for node, process in processes.items() for own, _ in established(process)}
-        pairs = {
-            frozenset((node, ends[other]))
-            for node, process in processes.items()
-            for _, other in established(process)
-            if other in ends
-        }
+        pairs = linked_pairs(process_ids(strategy))
         report = strategy.report()
     assert pairs == {frozenset(pair) for pair in ((0, 1), (1, 2), (2, 3), (3, 0))}
     for number in range(4):

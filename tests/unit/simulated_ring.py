@@ -102,7 +102,46 @@ class Box:
         self.network.queue(worker(self.number), COORDINATOR).append(json.dumps(message))
 
 
-class RingNetwork(Links):
+class AnyRingNetwork(Links):
+    """What networks of rings have in common: nodes by number, and the coordinator's membership."""
+
+    nodes: dict[int, Any]
+    membership: RingMembership
+    applied: dict[int, Any]
+
+    def add(self, number: int) -> None:
+        """A process that has come, and has nothing yet."""
+        raise NotImplementedError
+
+    def join(self, number: int) -> None:
+        """A process comes, and waits to be taken in."""
+        self.add(number)
+        self.membership.join(number)
+
+    def is_at_rest(self, step: int) -> bool:
+        """Whether the trainer was told of a step, every live member has applied it, and no change is under way."""
+        at = {node.applied for node in self.members()}
+        return step in self.applied and at == {step} and self.membership.at_work and not self.unreported
+
+    def members(self) -> list[Any]:
+        """The live nodes that were taken in."""
+        return [self.nodes[number] for number in self.membership.ring.order if worker(number) in self.live]
+
+
+def at_moves(events: Mapping[int, Callable[[], None]]) -> Callable[[], None]:
+    """Something to be called before each move, which has an event happen before some."""
+    count = 0
+
+    def strike() -> None:
+        nonlocal count
+        count += 1
+        if count in events:
+            events[count]()
+
+    return strike
+
+
+class RingNetwork(AnyRingNetwork):
     """A run of a ring over simulated links, up to step `through`."""
 
     def __init__(self, nodes: int, seed: int, through: int, sums: type[RingAllReduce] = RingAllReduce):
@@ -126,7 +165,7 @@ class RingNetwork(Links):
             self.add(number, is_whole=True)
         self.membership.begin(range(nodes), 1)
 
-    def add(self, number: int, *, is_whole: bool) -> None:
+    def add(self, number: int, *, is_whole: bool = False) -> None:
         """A process that has come; one that is not whole has nothing yet."""
         values = first_values()
         state = self.states[number] = State(values if is_whole else torch.full_like(values, math.nan))
@@ -155,11 +194,6 @@ class RingNetwork(Links):
         )
         self.nodes[number].through = self._through
         self.live.add(worker(number))
-
-    def join(self, number: int) -> None:
-        """A process comes, and waits to be taken in."""
-        self.add(number, is_whole=False)
-        self.membership.join(number)
 
     def run(self, until: Callable[[], bool], before_move: Callable[[], None] = lambda: None, most: int = 40000) -> None:
         """Move frames, computations and updates, drawn one at a time, until something holds or nothing moves."""
@@ -191,15 +225,6 @@ class RingNetwork(Links):
 
     def _is_of_straggler(self, what: Any) -> bool:
         return what == self._straggler or (isinstance(what, tuple) and what[1] == worker(self._straggler))
-
-    def is_at_rest(self, step: int) -> bool:
-        """Whether the trainer was told of a step, every live member has applied it, and no change is under way."""
-        at = {node.applied for node in self.members()}
-        return step in self.applied and at == {step} and self.membership.at_work and not self.unreported
-
-    def members(self) -> list[RingNode]:
-        """The live nodes that were taken in."""
-        return [self.nodes[number] for number in self.membership.ring.order if worker(number) in self.live]
 
     def ring_sizes(self) -> list[int]:
         """By step, how many nodes made the sum that counts."""

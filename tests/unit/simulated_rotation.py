@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from simulated_network import Links
+from simulated_ring import AnyRingNetwork
 from staged_toy import staged_spec
 
 from distributed.arithmetic import FlatParameters
@@ -61,7 +61,7 @@ class Box:
         self.network.queue(worker(self.number), worker(to)._replace(role="back" if back else "worker")).append(item)
 
 
-class RotationNetwork(Links):
+class RotationNetwork(AnyRingNetwork):
     """A run of `nodes` over simulated links, up to step `through`; step `probe` is looked into."""
 
     def __init__(
@@ -110,11 +110,6 @@ class RotationNetwork(Links):
         )
         self.live.add(worker(number))
 
-    def join(self, number: int) -> None:
-        """A process comes, and waits to be taken in."""
-        self.add(number)
-        self.membership.join(number)
-
     def run(self, until: Callable[[], bool], before_move: Callable[[], None] = lambda: None, most: int = 60000) -> None:
         """Move frames, phases and updates, drawn one at a time, until something holds or nothing moves."""
         for _ in range(most):
@@ -135,15 +130,6 @@ class RotationNetwork(Links):
             move, what = self.pick.choice(moves)
             move(what)
         raise AssertionError("too many moves")
-
-    def members(self) -> list[RotateNode]:
-        """The live nodes that have seats."""
-        return [self.nodes[number] for number in self.membership.ring.order if worker(number) in self.live]
-
-    def is_at_rest(self, step: int) -> bool:
-        """Whether the trainer was told of a step, every live member has applied it, and no change is under way."""
-        at = {node.applied for node in self.members()}
-        return step in self.applied and at == {step} and self.membership.at_work and not self.unreported
 
     def buffers(self) -> list[torch.Tensor]:
         """Parameters and moments of the whole model, from the owners of all seats."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from simulated_ring import RingNetwork, reference
+from simulated_ring import RingNetwork, at_moves, reference
 
 from distributed.parameter_server.messages import worker
 from distributed.ring.membership import RingMembership, followers
@@ -18,18 +18,6 @@ STEPS = 6
 
 def finish(network: RingNetwork, before_move: Callable[[], None] = lambda: None) -> None:
     network.run(lambda: network.is_at_rest(STEPS), before_move)
-
-
-def at_moves(events: Mapping[int, Callable[[], None]]) -> Callable[[], None]:
-    count = 0
-
-    def strike() -> None:
-        nonlocal count
-        count += 1
-        if count in events:
-            events[count]()
-
-    return strike
 
 
 def assert_as_reference(network: RingNetwork) -> None:

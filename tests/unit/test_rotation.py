@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import cache
 
 import pytest
 import torch
 from rotation_rule import by_the_rule
+from simulated_ring import at_moves
 from simulated_rotation import SHARED, TOY, RotationNetwork
 
 from distributed.parameter_server.messages import worker
@@ -24,18 +25,6 @@ LOST, COPY = "of the parameters is lost", "which had its second copy"
 
 def finish(network: RotationNetwork, before_move: Callable[[], None] = lambda: None) -> None:
     network.run(lambda: bool(network.state_lost) or network.is_at_rest(STEPS), before_move)
-
-
-def at_moves(events: Mapping[int, Callable[[], None]]) -> Callable[[], None]:
-    count = 0
-
-    def strike() -> None:
-        nonlocal count
-        count += 1
-        if count in events:
-            events[count]()
-
-    return strike
 
 
 @cache
