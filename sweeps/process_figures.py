@@ -7,6 +7,7 @@
     node_bytes, busiest_bytes  bytes a step that a node sends on average; that the busiest process sends or receives
     all_bytes                  bytes a step that all send each other
     node_memory                bytes that the largest node held at its peak
+    process_tokens_per_second  target tokens a second of training
     losses                     processes and links that were lost
     stall                      seconds by which the slowest step was slower than the median one
     recover                    seconds from the notice of a loss to the go-ahead, the longest
@@ -37,7 +38,9 @@ from sweeps.wording import counted
 CAUSES = ("wait_recv", "wait_barrier", "wait_send")
 OTHER = "idle_other"
 BY_CAUSE = tuple(f"{cause}_{form}" for cause in (*CAUSES, OTHER) for form in ("mean", "max"))
-TIMED = ("idle_mean", "idle_max", "idle_servers", *BY_CAUSE, "stall", "recover", "detect")
+TIMED = (
+    "process_tokens_per_second", "idle_mean", "idle_max", "idle_servers", *BY_CAUSE, "stall", "recover", "detect",
+)  # fmt: skip
 COUNTED = ("node_bytes", "busiest_bytes", "all_bytes", "node_memory", "losses", "steps_lost")
 FIGURES = (*TIMED, *COUNTED)
 
@@ -59,6 +62,8 @@ def read_figures(
     if not isinstance(report, Mapping) or not processes or not all("step_seconds" in one for one in processes.values()):
         return ProcessFigures()  # one process, or a run of an earlier version
     values: dict[str, float] = {"steps_lost": steps_lost(read_events(directory / EVENTS))}
+    if (rate := result.get("tokens_per_second")) is not None:
+        values["process_tokens_per_second"] = float(rate)
     values |= idle_figures(processes) | _traffic(report.get("traffic") or {})
     values |= _memory(report.get("memory") or {}) | {"losses": float(sum((report.get("lost") or {}).values()))}
     if recoveries := report.get("recoveries"):

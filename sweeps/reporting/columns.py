@@ -170,6 +170,16 @@ COLUMNS: dict[str, Column] = {
         for cause in (*CAUSES, OTHER)
         for form in ("mean", "max")
     },
+    "process_tokens_per_second": Column(
+        title="tok/s, own cores",
+        cell=_process("process_tokens_per_second", ",.0f"),
+        note="tok/s, own cores: of runs of several processes that had a core each to compute on",
+    ),
+    "node_memory": Column(
+        title="node MiB",
+        cell=_process("node_memory", ",.0f", 2**20),
+        note="node MiB: the most that one worker or node held, with what every process of torch holds",
+    ),
     "idle_servers": Column(title="servers idle %", cell=_process("idle_servers", ".1f", 0.01)),
     "node_bytes": Column(
         title="sent kB", cell=_process("node_bytes", ",.1f", 1e3), note="sent kB: of a node in a step, on average"

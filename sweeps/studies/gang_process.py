@@ -26,7 +26,8 @@ PAUSE = 0.05  # seconds between looks at who has ended
 PRELOAD = (
     "nmt.train", "nmt.training.fit", "nmt.training.workload", "nmt.models.decoding", "nmt.models.fine_stages",
     "sacrebleu.metrics", "distributed.launch", "distributed.agent", "distributed.parameter_server.worker",
-    "distributed.parameter_server.server", "distributed.ring.worker", "distributed.ring_tmp.worker",
+    "distributed.parameter_server.server", "distributed.ring.worker", "distributed.ring_rotate.worker",
+    "distributed.ring_tmp.worker",
     "torch.fx.experimental.symbolic_shapes", "torch._refs", "torch._decomp",  # torch loads them where it infers shapes
 )  # fmt: skip
 

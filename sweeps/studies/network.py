@@ -64,8 +64,9 @@ def _points(label: str, config: RunConfig, rate: float) -> Iterator[Point]:
         yield Point(row=label, figure="tokens_per_second", condition=condition, refused=why)
         return
     figures = read_figures(config, result, read_record(end.directory, "env.json") or {}, end.directory)
-    timed = {"tokens_per_second": float(result["tokens_per_second"])} if not figures.refused else {}
-    values = {**figures.values, **timed}
+    values = dict(figures.values)
+    if (rate_of_tokens := values.get("process_tokens_per_second")) is not None:
+        values["tokens_per_second"] = rate_of_tokens
     for figure in ("tokens_per_second", "idle_mean", "node_bytes", "busiest_bytes"):
         if figure in values:
             yield Point(row=label, figure=figure, value=values[figure], condition=condition)
