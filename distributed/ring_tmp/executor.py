@@ -139,6 +139,15 @@ class Executor:
         """The newest step of which a micro-batch has gone forward here, or the newest applied one."""
         return max([self.applied, *(one.step - (one.index == 0) for one in self._forward.values())])
 
+    def hold(self) -> bool:
+        """Begin no step that is not begun, until `through` is set again; returns whether none is open.
+
+        With lag 1 a step begins before the last one is applied, so no moment is between two steps unless it is waited
+        for in this way.
+        """
+        self.through = self.begun()
+        return self.through == self.applied
+
     def slots(self, step: int) -> list[int]:
         """The micro-batches of a step: its slots that are not empty."""
         if step not in self._slots:
