@@ -30,7 +30,7 @@ def ring_allreduce(distribution: Section, batch: Section) -> dict[str, Any]:
 
 
 def ring_tmp(distribution: Section, batch: Section) -> dict[str, Any]:
-    """Nothing with stages and a flush: every step is the canonical one, wherever the model is cut (`ring_tmp.executor`).
+    """Nothing with stages and a flush: each step is the canonical one, wherever the model is cut (`ring_tmp.executor`).
 
     With two versions of the parameters each gradient is one update late, whatever the number of nodes. Where parameters
     rotate, that number decides in which order a value is added up.

@@ -34,10 +34,11 @@ class StageRingStrategy(NodesStrategy[StageRingCoordinator]):
     def __init__(self, options: Mapping[str, Any]):
         super().__init__(options)
         self._lag = LAGS[options["schedule"]]
+        self._previous: torch.Tensor | None = None  # with two versions, that before the newest
 
     def _new_coordinator(self, job: Job, workload: Mapping[str, Any]) -> StageRingCoordinator:
         self._refuse_gpus()
-        self._previous = [self._values.detach().clone() for _ in range(self._lag)]
+        self._previous = self._values.detach().clone() if self._lag else None
         self._cut = cut_model(self._workload, bool(job.options["shadows"]), self._lag)
         partition = self._cut.over(job.options["nodes"])  # not every model can be shared out so far
         log.info("run %s: %s", job.run, partition.limit)
@@ -80,16 +81,16 @@ class StageRingStrategy(NodesStrategy[StageRingCoordinator]):
         The next step's gradient is taken at those, so that no checkpoint changes a bit of what follows.
         """
         found = super().state()
-        return found | {PREVIOUS: self._flat.views(one.clone()) for one in self._previous}
+        return found if self._previous is None else found | {PREVIOUS: self._flat.views(self._previous.clone())}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Take over what `state()` returned; of a state without a version before the newest, that is both."""
         super().load_state(state)
-        with torch.no_grad():
-            for buffer in self._previous:
-                for name, view in self._flat.views(buffer).items():
-                    view.copy_(state.get(PREVIOUS, state["parameters"])[name])
+        if self._previous is not None:
+            named = state.get(PREVIOUS, state["parameters"])
+            for name, view in self._flat.views(self._previous).items():
+                view.copy_(named[name])
 
     def _buffers(self) -> list[torch.Tensor]:
         newest, *moments = super()._buffers()
-        return [newest, *self._previous, *moments]
+        return [newest, *([] if self._previous is None else [self._previous]), *moments]

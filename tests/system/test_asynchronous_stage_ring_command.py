@@ -20,9 +20,7 @@ RING = ["distribution=ring_tmp", "distribution.mode=stage", "distribution.nodes=
 LOST = ["distribution.shadows=0", "distribution.faults=[kill@worker1.forward:9]", "training.checkpoint_every_steps=4"]
 
 
-def test_a_run_that_goes_back_to_its_checkpoint_has_the_bits_of_delayed_gradients(
-    nmt: Command, tmp_path: Path
-) -> None:
+def test_a_run_that_goes_back_to_its_checkpoint_has_the_bits_of_delayed_gradients(nmt: Command, tmp_path: Path) -> None:
     code, _, error = nmt("train", *SAME, *RING, *LOST, f"paths.runs={tmp_path}")
     assert code == 0, error
     run_id, directory, result = the_run(tmp_path)
