@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pytest
+import torch
 from delayed_gradients import DelayedGradients
 from test_ring_command import TRAIN, digests, losses, the_run
 
@@ -20,6 +22,16 @@ RING = ["distribution=ring_tmp", "distribution.mode=stage", "distribution.nodes=
 LOST = ["distribution.shadows=0", "distribution.faults=[kill@worker1.forward:9]", "training.checkpoint_every_steps=4"]
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As nodes have it."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_a_run_that_goes_back_to_its_checkpoint_has_the_bits_of_delayed_gradients(nmt: Command, tmp_path: Path) -> None:
     code, _, error = nmt("train", *SAME, *RING, *LOST, f"paths.runs={tmp_path}")
     assert code == 0, error
