@@ -102,6 +102,9 @@ def ring_tmp(distribution: Section, batch: Section) -> None:
             hint="distribution.mode=stage",
         )
     if distribution["mode"] == "rotate":
+        _refuse(
+            distribution, ("schedule",), "in mode rotate nodes wait for whole sums anyway", "distribution.mode=stage"
+        )
         _enough_groups(distribution, batch, "nodes")
     _no_pushes(batch, "'ring_tmp' pushes nothing", "batch.per=step, or distribution=parameter_server")
     _deadlines(distribution)
@@ -112,6 +115,8 @@ def ring_tmp(distribution: Section, batch: Section) -> None:
 def parameter_server(distribution: Section, batch: Section) -> None:
     """See conf/distribution/parameter_server.yaml."""
     _refuse(distribution, ("nodes",), "'parameter_server' has workers and servers", "distribution=ring_tmp")
+    waits = "a parameter server waits as distribution.mode says"
+    _refuse(distribution, ("schedule",), waits, "distribution.mode=asp or ssp")
     if distribution["mode"] in ("stage", "rotate"):
         raise DistributedError(
             "a parameter server's workers have the whole model",

@@ -62,11 +62,14 @@ class CoordinatingStrategy(ABC):
             return through
         return None
 
-    def _returned(self, index: int, finite: bool) -> None:
-        """Step `index` is done; one that was not finite was not applied, and nothing behind it has been begun."""
+    def _returned(self, index: int, finite: bool, lag: int = 0) -> None:
+        """Step `index` is done; one that was not finite was not applied, and behind it none begins.
+
+        lag: but for so many, which had been begun by then if they were granted.
+        """
         self._last, self._fresh = index, False
         if not finite:
-            self._granted = index
+            self._granted = min(self._granted, index + lag)
         self._figures.step_returned(ahead=self._granted > index)
 
     def halt(self) -> int:
@@ -97,12 +100,12 @@ class CoordinatingStrategy(ABC):
         if not self._begun or (self._fresh and not whole):
             return
         with torch.inference_mode():
-            self._fetch(list(self._moments.values()) if whole else [])
+            self._fetch(whole)
         self._fresh = True
 
     @abstractmethod
-    def _fetch(self, moments: list[torch.Tensor]) -> None:
-        """Write the state after `_last` into `_values` and `moments`."""
+    def _fetch(self, whole: bool) -> None:
+        """Write the parameters after `_last` into `_values`; with `whole` the rest of the state to where it is kept."""
 
     # ------------------------------------------------------------------------------------------------- the end
 

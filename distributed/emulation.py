@@ -24,12 +24,13 @@ from typing import Any
 from distributed.parameter_server.simulation import simulate
 from distributed.ring.messages import Ring
 from distributed.ring_tmp.costs import MemoryRule, NodeCapacity, StageCost
+from distributed.ring_tmp.executor import LAGS
 from distributed.ring_tmp.partition import partition
 from distributed.ring_tmp.placement import Placement
 from distributed.ring_tmp.prediction import predict
 
 BYTES = 4  # of a value, on the wire
-STEPS = 20  # that a parameter server is simulated for: without waiting, nodes drift apart
+STEPS = 20  # that are played where they differ: without waiting nodes drift apart, or have to get going first
 
 
 @dataclass(frozen=True)
@@ -96,8 +97,8 @@ Scheme = Callable[[Shape, Machine, Work, Mapping[str, Any]], Emulated]
 def emulate(scheme: str, shape: Shape, machine: Machine, work: Work, **options: Any) -> Emulated:
     """A step of a scheme of `SCHEMES`.
 
-    options: `mode`, `staleness` and `servers` (a number, 0 for as many as nodes) of a parameter server, `shadows` of a
-        ring of stages. Raises DistributedError where there are more nodes than stages.
+    options: `mode`, `staleness` and `servers` (a number, 0 for as many as nodes) of a parameter server, `shadows` and
+        `schedule` of a ring of stages. Raises DistributedError where there are more nodes than stages.
     """
     return SCHEMES[scheme](shape, machine, work, options)
 
@@ -168,16 +169,19 @@ def _stage_ring(shape: Shape, machine: Machine, work: Work, options: Mapping[str
             shape.names, forward, backward, shape.parameters, shape.handed_on, strict=True
         )
     ]
-    shadows = bool(options.get("shadows", True))
+    shadows, lag = bool(options.get("shadows", True)), LAGS[options.get("schedule", "flush")]
     capacities = [NodeCapacity(machine.speed(node), machine.link_bytes) for node in range(nodes)]
-    cut = partition(costs, capacities, count, MemoryRule(shadows=shadows))
+    cut = partition(costs, capacities, count, MemoryRule(1 + lag, shadows=shadows))
     placement = Placement(Ring(1, tuple(range(nodes))), cut.owners)
     transfer = [scale * size / machine.link_bytes + machine.latency for size in shape.handed_on]
     speeds = {node: machine.speed(node) for node in range(nodes)}
-    found = predict(placement, count, forward, backward, speeds=speeds, transfer=transfer)
+    steps = STEPS if lag else 1  # after a flush each step is like the first
+    found = predict(placement, count, forward, backward, speeds=speeds, transfer=transfer, lag=lag, steps=steps)
     sent = _sent_by_stages(shape, placement, scale * count, shadows and nodes > 1)
-    # The clock knows delays and no rates, so the busiest link has the last word; norms go round before a step's end.
-    step = max(found.seconds, max(sent) / machine.link_bytes) + (nodes - 1) * machine.latency
+    # The clock knows delays and no rates, so the busiest link has the last word; norms go round before a step's end,
+    # which nobody waits for who computes the next one meanwhile.
+    round_trip = 0.0 if lag else (nodes - 1) * machine.latency
+    step = max(found.seconds, max(sent) / machine.link_bytes) + round_trip
     idle = tuple(1.0 - (1.0 - found.idle[node]) * found.seconds / step for node in range(nodes))
     return Emulated(step, idle, sent)
 

@@ -30,11 +30,14 @@ def ring_allreduce(distribution: Section, batch: Section) -> dict[str, Any]:
 
 
 def ring_tmp(distribution: Section, batch: Section) -> dict[str, Any]:
-    """Nothing with stages: every step is the canonical one, wherever the model is cut (`ring_tmp.executor`).
+    """Nothing with stages and a flush: each step is the canonical one, wherever the model is cut (`ring_tmp.executor`).
 
-    Where parameters rotate, how many nodes there are decides in which order a value is added up.
+    With two versions of the parameters each gradient is one update late, whatever the number of nodes. Where parameters
+    rotate, that number decides in which order a value is added up.
     """
-    return _named(distribution, "mode", "nodes") if distribution["mode"] == "rotate" else {}
+    if distribution["mode"] == "rotate":
+        return _named(distribution, "mode", "nodes")
+    return _named(distribution, "mode", "schedule") if distribution["schedule"] == "async" else {}
 
 
 def parameter_server(distribution: Section, batch: Section) -> dict[str, Any]:

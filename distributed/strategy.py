@@ -241,7 +241,8 @@ class Strategy(Protocol):
 
         The steps from `index` + 1 to `horizon` will be asked for with the same `rate_scale` and without `probe`, and
         nothing but steps and `halt` will be asked for before: a strategy may begin them early, and none beyond. None
-        is `index` itself. Behind a step whose update was not applied none is begun.
+        is `index` itself. Behind a step whose update was not applied none is begun, unless the strategy had to begin it
+        before that could be known; `halt` tells.
         """
 
     def halt(self) -> int:

@@ -137,9 +137,9 @@ class DdpStrategy(CoordinatingStrategy):
             self._link.send(Frame(kind=Kind.STATE, tags=(0, index, 0)), buffer.detach().cpu())
         self._hear(lambda: self._all_said("loaded"), "workers to take the state", seconds)
 
-    def _fetch(self, moments: list[torch.Tensor]) -> None:
+    def _fetch(self, whole: bool) -> None:
         """Raises StateLost where the workers are not of one mind."""
-        buffers = [self._values, *moments]
+        buffers = [self._values, *(self._moments.values() if whole else [])]
         digests = self._ask({"do": "send", "buffers": len(buffers)}, "digest")
         if len({one["digest"] for one in digests.values()}) > 1:
             raise StateLost(f"after step {self._last} the workers' parameters are not the same")

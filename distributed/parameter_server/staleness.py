@@ -94,10 +94,10 @@ class StalenessMeter:
         """
         pushes = sum(self.lags.values())
         ages = Counter({_upper_border(index): count for index, count in self.ages.items()})
-        age = _described(ages)
+        age = summary_of(ages)
         if pushes:
             age["mean"] = self._age_sum / pushes
-        lag, gap = _described(self.lags), _described(self.gaps)
+        lag, gap = summary_of(self.lags), summary_of(self.gaps)
         return {
             "pushes": pushes,
             "mean": lag["mean"],
@@ -111,7 +111,7 @@ class StalenessMeter:
         }
 
 
-def _described(counts: Mapping[Any, int]) -> dict[str, Any]:
+def summary_of(counts: Mapping[Any, int]) -> dict[str, Any]:
     """Mean, p95, max and histogram of counted values; None where nothing was counted."""
     total = sum(counts.values())
     if not total:

@@ -126,7 +126,8 @@ class ParameterServerStrategy(MembersStrategy[Coordinator]):
         staged = is_staged(values.device, self._options["staging"] == "always")
         return torch.empty(values.numel()).copy_(values) if staged else values
 
-    def _fetch(self, moments: list[torch.Tensor]) -> None:
+    def _fetch(self, whole: bool) -> None:
+        moments = list(self._moments.values()) if whole else []
         self._updates = self._running().pull(self._last, self._values, moments)
         self._give_to_model()
 

@@ -51,7 +51,7 @@ class NodesCoordinator(StateMembers[Kept]):
 
     @abstractmethod
     def pull(self, step: int, buffers: Sequence[torch.Tensor]) -> int:
-        """Write the nodes' state after `step` into flat buffers: parameters, then moments as far as asked for.
+        """Write the nodes' state after `step` into flat buffers: as many, in the same order, as `begin` was given.
 
         Returns how many updates they have made. Raises StateLost where it cannot be the run's.
         """

@@ -44,7 +44,7 @@ class NodesStrategy(MembersStrategy[Nodes]):
         """Have a step done, and some ahead; returns who will tell of it."""
         coordinator = self._running()
         if not self._begun:
-            coordinator.begin(index, [self._values, *self._moments.values()], self._updates)
+            coordinator.begin(index, self._buffers(), self._updates)
             self._begun, self._granted = True, index - 1
         through = self._ask_for(index, horizon)
         if through is not None:
@@ -65,5 +65,9 @@ class NodesStrategy(MembersStrategy[Nodes]):
                 hint="device=cpu, or distribution=ring_allreduce, which computes on GPUs",
             )
 
-    def _fetch(self, moments: list[torch.Tensor]) -> None:
-        self._updates = self._running().pull(self._last, [self._values, *moments])
+    def _buffers(self) -> list[torch.Tensor]:
+        """What nodes are given and asked for, flat: the newest parameters first."""
+        return [self._values, *self._moments.values()]
+
+    def _fetch(self, whole: bool) -> None:
+        self._updates = self._running().pull(self._last, self._buffers() if whole else [self._values])

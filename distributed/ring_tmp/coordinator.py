@@ -7,6 +7,7 @@ nodes agree among themselves; what they tell is in `RingView`. Nothing that node
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from distributed.errors import DistributedError, LinkError
 from distributed.parameter_server.messages import Member, worker
 from distributed.ring.nodes_coordinator import NodesCoordinator
 from distributed.ring_tmp.cut import Cut
+from distributed.ring_tmp.executor import LAGS
 from distributed.ring_tmp.placement import Placement
 from distributed.ring_tmp.probes import Words
 from distributed.ring_tmp.scalars import Decision
@@ -49,6 +51,9 @@ class StageRingCoordinator(NodesCoordinator[RingView]):
         self._heard_of = 0  # the highest epoch that any node knew which has forgotten all
         self._installed: dict[Member, int] = {}  # by node, the epoch for which it has the states
         self._invited: dict[int, int] = {}  # by node that waits to be admitted, the epoch in which a place was sought
+        self._lag = LAGS[job.options["schedule"]]
+        self.staleness: Counter[int] = Counter()
+        """Of how many steps the gradient was taken at parameters so many steps before those that it was applied to."""
         self._paused = 0.0  # seconds from the notice of the newest change to the go-ahead, by the first to tell of it
 
     # ------------------------------------------------------------------------------------------------- the trainer's
@@ -99,7 +104,7 @@ class StageRingCoordinator(NodesCoordinator[RingView]):
             return self._decisions[step], list(self._seen.get(step, {}).values())
 
     def pull(self, step: int, buffers: Sequence[torch.Tensor]) -> int:
-        """Write the nodes' state after `step` into flat buffers: parameters, then moments as far as asked for.
+        """Write the nodes' state after `step` into flat buffers: as many, in the same order, as `begin` was given.
 
         Returns how many updates they have made.
         """
@@ -201,11 +206,13 @@ class StageRingCoordinator(NodesCoordinator[RingView]):
         if member in self._given_up or self._beginning:
             return
         step, decision = said["step"], Decision.from_dict(said["decision"])
+        if step not in self._decisions and said["version"] is not None:
+            self.staleness[step - 1 - said["version"]] += 1
         self._decisions.setdefault(step, decision)
         for gradient, change in said["seen"]:
             self._seen.setdefault(step, {})[gradient[0]] = (gradient, change)
         if not decision.is_update:
-            self._grant_no_further(step)
+            self._grant_no_further(step + self._lag)
         self._membership.apply(member.number, step)
 
     def _say_state_lost(self, member: Member, said: dict[str, Any]) -> None:

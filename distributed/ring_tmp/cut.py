@@ -69,8 +69,11 @@ class Cut:
         return {"stages": [list(run) for run in runs], "limit": found.limit}
 
 
-def cut_model(workload: Workload, shadows: bool) -> Cut:
-    """Cut a workload's model wherever it can be, and time each stage on micro-batches of the first step."""
+def cut_model(workload: Workload, shadows: bool, lag: int = 0) -> Cut:
+    """Cut a workload's model wherever it can be, and time each stage on micro-batches of the first step.
+
+    lag: of the schedule, see `executor.LAGS`: so many more versions of the parameters are kept.
+    """
     model = workload.build_model(fine=True)
     stages = workload.stages(model, fine=True)
     plan = workload.plan
@@ -79,7 +82,8 @@ def cut_model(workload: Workload, shadows: bool) -> Cut:
     # A thread's own time does not grow with what else the machine does; of several threads only the wall knows.
     clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
     times = time_stages(workload, model, stages, slots, clock, memory=False)  # nothing limits it so far
-    memory = MemoryRule(moments=len(build_optimizer(workload.optimizer).slots), groups=plan.groups, shadows=shadows)
+    moments = len(build_optimizer(workload.optimizer).slots)
+    memory = MemoryRule(versions=1 + lag, moments=moments, groups=plan.groups, shadows=shadows)
     # Those that take no time that can be told still have a place: a cut has to be one of something.
     costs = [replace(one.cost(), seconds=max(one.seconds, 1e-9)) for one in times]
     return Cut(parts_of_model(model, stages), costs, len(full), memory)

@@ -79,9 +79,12 @@ class Task:
         return None if self.range.is_last else Key(self.step, Kind.BACKWARD, self.range.stop, self.slot)
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Position:
-    """The next micro-batch of a range: the slot at `index` of those of `step` that are not empty."""
+    """The next micro-batch of a range: the slot at `index` of those of `step` that are not empty.
+
+    It never changes, another takes its place: threads that receive look at it while the node works (`expects`).
+    """
 
     step: int
     index: int = 0
@@ -139,12 +142,22 @@ class Executor:
         """The newest step of which a micro-batch has gone forward here, or the newest applied one."""
         return max([self.applied, *(one.step - (one.index == 0) for one in self._forward.values())])
 
+    def hold(self) -> bool:
+        """Begin no step that is not begun, until `through` is set again; returns whether none is open.
+
+        With lag 1 a step begins before the last one is applied, so no moment is between two steps unless it is waited
+        for in this way.
+        """
+        self.through = self.begun()
+        return self.through == self.applied
+
     def slots(self, step: int) -> list[int]:
         """The micro-batches of a step: its slots that are not empty."""
-        if step not in self._slots:
-            self._slots = {old: slots for old, slots in self._slots.items() if old >= self.applied}
-            self._slots[step] = [slot for slot, tokens in enumerate(self._tokens(step)) if tokens]
-        return self._slots[step]
+        known = self._slots  # which is replaced and never changed, as positions are
+        if step not in known:
+            slots = [slot for slot, tokens in enumerate(self._tokens(step)) if tokens]
+            known = self._slots = {old: some for old, some in known.items() if old >= self.applied} | {step: slots}
+        return known[step]
 
     def next_task(self, arrived: Container[Key]) -> Task | None:
         """What can be done now, given the messages that have arrived; None: wait for more."""
@@ -166,12 +179,10 @@ class Executor:
         assert task.range is not None
         positions = self._forward if task.work is Work.FORWARD else self._backward
         position = positions[task.range.index]
-        position.passed += 1
-        position.index += 1
-        if position.index < len(self.slots(task.step)):
-            return False
-        position.step, position.index = task.step + 1, 0
-        return True
+        is_last = position.index + 1 == len(self.slots(task.step))
+        step, index = (task.step + 1, 0) if is_last else (task.step, position.index + 1)
+        positions[task.range.index] = _Position(step, index, position.passed + 1)
+        return is_last
 
     def expects(self, key: Key) -> bool:
         """Whether a message can come from a neighbour that keeps to the rules, and is still needed.

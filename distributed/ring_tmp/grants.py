@@ -7,28 +7,39 @@ from typing import Any
 
 
 class Grants:
-    """How far a node may go, with which factor of the learning rate, and which step is to be looked into."""
+    """How far a node may go, with which factor of the learning rate, and which step is to be looked into.
 
-    def __init__(self) -> None:
+    lag: steps behind one that was not applied that may have been begun by then, see `executor.LAGS`; what was granted
+        of them is done by all nodes.
+    """
+
+    def __init__(self, lag: int = 0) -> None:
         self.through = 0
         """The last step that may begin."""
+        self._lag = lag
         self._scales: dict[int, float] = {}
         self._probed = 0
-        self._refused = 0  # the newest step that was not applied
+        self._refused: list[int] = []  # steps that were not applied, and of which no grant that has come knows
 
     def take(self, message: Mapping[str, Any]) -> bool:
-        """The coordinator's word `grant`; False where it was given before a step that nobody expected to fail."""
-        if message["after"] < self._refused:
-            return False
-        self.through = message["through"]
-        for step in range(message["after"] + 1, self.through + 1):
+        """The coordinator's word `grant`; False where it was given before a step that nobody expected to fail, and lets
+        nothing more begin."""
+        after, through = message["after"], message["through"]
+        self._refused = [step for step in self._refused if step > after]
+        if self._refused:
+            through = min(through, self._refused[0] + self._lag)
+            if through <= self.through:
+                return False
+        self.through = through
+        for step in range(after + 1, through + 1):
             self._scales[step] = message["rate_scale"]
         self._probed = message["probe"] or self._probed
         return True
 
     def refuse(self, step: int) -> None:
-        """A step was not applied: what was granted beyond is not begun."""
-        self.through = self._refused = step
+        """A step was not applied: what was granted beyond, and cannot have been begun, is not begun."""
+        self.through = min(self.through, step + self._lag)
+        self._refused.append(step)
 
     def scale(self, step: int) -> float:
         """The factor of a step's learning rate."""

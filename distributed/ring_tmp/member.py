@@ -10,7 +10,7 @@ import torch
 from distributed.agent import Control, Job
 from distributed.errors import FrameError
 from distributed.progress import Progress
-from distributed.ring_tmp.executor import Task, Work
+from distributed.ring_tmp.executor import LAGS, Task, Work
 from distributed.ring_tmp.grants import Grants
 from distributed.ring_tmp.links import NeighbourLinks
 from distributed.ring_tmp.mailbox import Mailbox
@@ -52,7 +52,8 @@ class RingMember:
     ):
         self._number, self._control, self._links, self._mailbox = job.number, control, links, mailbox
         self._passes, self._workload, self._timeline, self._faults = passes, workload, timeline, job.faults()
-        self._grants = Grants()
+        self._lag = LAGS[job.options["schedule"]]
+        self._grants = Grants(self._lag)
         self._gradients = Gradients(passes.parts, links.allocate)  # of one ring after the other
         self._pieces = ProbePieces(
             passes.parts, {name: (one[0], one[1]) for name, one in job.content["layout"].items()}
@@ -63,6 +64,7 @@ class RingMember:
             workload.slot_tokens,
             workload.optimizer,
             lambda step: workload.learning_rate(step) * self._grants.scale(step),
+            lag=self._lag,
             shadows=bool(job.options["shadows"]),
             probed=lambda step: self._grants.is_probed(step),
             look=self._look,
@@ -129,7 +131,7 @@ class RingMember:
         if self._node is not None:
             self._node.leave()
         self._node, self._membership, self.guest = None, None, None
-        self._grants = Grants()
+        self._grants = Grants(self._lag)
         return epoch
 
     def allow(self, message: dict[str, Any]) -> None:
@@ -179,17 +181,18 @@ class RingMember:
             node.forwarded(task, self._passes.forward(task, node.take(task), node.states, probe))
             return
         buffers = node.gradient_buffers(task)
-        node.backwarded(task, *self._passes.backward(task, node.take(task), buffers, probe))
+        node.backwarded(task, *self._passes.backward(task, node.take(task), node.states, buffers, probe))
         if node.executor.completed() == task.step:
             self._faults.reach("shipped", task.step)
 
     def _admit(self, node: RingTmpNode) -> None:
         """Admit a guest between two steps, since an open one is done anew."""
-        if self.guest is None or self._membership is None or node.executor.begun() > node.applied:
+        if self.guest is None or self._membership is None or not node.executor.hold():
             return
         if self.guest[0] in self._membership.gone:
             self._control.tell({"say": "not admitted", "number": self.guest[0]})
             self.guest = None
+            node.allow(self._grants.through)
         elif self._membership.admit(*self.guest):
             self.guest = None
 
@@ -206,7 +209,7 @@ class RingMember:
         self._grants.forget(node.applied)
         seen, self._seen = self._seen, []
         about = {"say": "applied", "step": node.applied, "decision": node.decision.to_dict()}
-        self._control.tell(about | {"seen": seen})
+        self._control.tell(about | {"seen": seen, "version": self._passes.version_of(node.applied)})
 
     def _tell_protected(self, node: RingTmpNode) -> None:
         epoch = node.placement.ring.epoch

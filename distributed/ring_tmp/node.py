@@ -138,7 +138,7 @@ class RingTmpNode:
         self._has_spoken = 0  # the newest step of which it has said its word in this epoch
         rule, tokens, number = setup.optimizer, setup.tokens, self.number
         self._barrier = PrepareBarrier(number, setup.parts, placement, rule, tokens, self._send_word)
-        self._streams = StateStreams(number, setup, placement, streams, self._outbox)
+        self._streams = StateStreams(number, setup, placement, streams, self._outbox, self.applied)
         self.mailbox.enter(placement.ring.epoch, self.executor.expects, self.executor.limit)
         self._streams.send(self.states)
         ahead, self._ahead = self._ahead, []

@@ -35,15 +35,14 @@ class Passes:
             torch.utils.swap_tensors(parameter, torch.nn.Parameter(torch.empty(0, dtype=parameter.dtype)))
         self._calls: dict[tuple[int, int], StageCalls] = {}
         self._open: dict[tuple[int, int, int], tuple[StageCall, Any]] = {}  # by first stage, step and slot
+        self._versions: dict[int, int] = {}  # by step that is not over, of the parameters
 
     def forward(self, task: Task, arrived: Tensors | None, states: Mapping[int, PartState], probe: bool) -> Tensors:
         """Run a range; returns what it hands on."""
         assert task.range is not None
         start, stop = task.range.start, task.range.stop
-        for stage in range(start, stop):
-            part, values = self.parts[stage], states[stage].of_version(task.version)
-            for name in part.views:
-                self._parameters[name].data = part.view(values, name)
+        self._versions[task.step] = task.version
+        self._use(task, states)
         slot = self._workload.slot(task.step, task.slot, probe)
         tokens = sum(self._workload.slot_tokens(task.step))
         with torch.enable_grad(), self._workload.autocast():
@@ -52,7 +51,12 @@ class Passes:
         return {} if task.range.is_last else call.handed_on
 
     def backward(
-        self, task: Task, arrived: Tensors | None, buffers: Mapping[int, torch.Tensor], probe: bool
+        self,
+        task: Task,
+        arrived: Tensors | None,
+        states: Mapping[int, PartState],
+        buffers: Mapping[int, torch.Tensor],
+        probe: bool,
     ) -> tuple[Tensors, StepFacts]:
         """Go back through a range; gradients of parameters are added to the buffers of their stages.
 
@@ -60,6 +64,7 @@ class Passes:
         """
         assert task.range is not None
         call, slot = self._open.pop((task.range.start, task.step, task.slot))
+        self._use(task, states)
         for stage, buffer in buffers.items():
             part = self.parts[stage]
             for name in part.views:
@@ -70,9 +75,27 @@ class Passes:
             return gradients, StepFacts(inner=inner)
         return gradients, StepFacts([call.made["loss"].item()], slot.source_tokens, inner)
 
+    def version_of(self, step: int) -> int | None:
+        """Which version of the parameters a step has used that is over now; None where nothing of it was run here."""
+        found = self._versions.get(step)
+        self._versions = {one: version for one, version in self._versions.items() if one > step}
+        return found
+
     def forget(self) -> None:
         """Give up what has gone forward and not back."""
         self._open.clear()
+
+    def _use(self, task: Task, states: Mapping[int, PartState]) -> None:
+        """Have the model read a task's version of the parameters.
+
+        A graph refers to parameters and not to what they held in the forward pass. Where micro-batches of two steps
+        are in flight, another version may have been read meanwhile.
+        """
+        assert task.range is not None
+        for stage in range(task.range.start, task.range.stop):
+            part, values = self.parts[stage], states[stage].of_version(task.version)
+            for name in part.views:
+                self._parameters[name].data = part.view(values, name)
 
     def _calls_of(self, start: int, stop: int) -> StageCalls:
         if (start, stop) not in self._calls:

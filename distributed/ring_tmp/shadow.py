@@ -49,8 +49,9 @@ class PartState:
         return self._versions[version % len(self._versions)]
 
     def buffers(self) -> list[torch.Tensor]:
-        """All that is in it: parameters by version, then moments in their order."""
-        return [*self._versions, *self._moments.values()]
+        """All that is in it after its `step`: parameters, the newest first, then moments in their order."""
+        versions = [self.of_version(self.step - age) for age in range(len(self._versions))]
+        return [*versions, *self._moments.values()]
 
     def load(
         self,

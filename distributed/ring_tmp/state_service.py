@@ -58,10 +58,10 @@ class StateService:
             return found
 
     def send(self, link: Link, step: int, count: int, states: Mapping[int, PartState]) -> None:
-        """Send so many buffers of each state: parameters, then moments."""
+        """Send so many buffers of each state, in the order of `PartState.buffers`."""
         with contextlib.suppress(LinkError):  # the coordinator asks again
             for stage, state in states.items():
-                for index, buffer in enumerate([state.values, *state.moments().values()][:count]):
+                for index, buffer in enumerate(state.buffers()[:count]):
                     tags = (stage, index, state.updates)
                     link.send(Frame(kind=StateKind.STATE, step=step, tags=tags), buffer)
 

@@ -6,26 +6,40 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from distributed.agent import Job
+from distributed.parameter_server.staleness import summary_of
 from distributed.ring.nodes_strategy import NodesStrategy
 from distributed.ring_tmp.coordinator import StageRingCoordinator
 from distributed.ring_tmp.cut import cut_model
+from distributed.ring_tmp.executor import LAGS
 from distributed.ring_tmp.probes import ProbePieces
 from distributed.strategy import Probe, StepStats
 
 log = logging.getLogger(__name__)
+PREVIOUS = "previous_parameters"  # the entry of a state
 
 
 class StageRingStrategy(NodesStrategy[StageRingCoordinator]):
     """The model's stages lie on nodes round a ring; activations move, parameters do not.
 
-    This process coordinates, evaluates and writes checkpoints. Results are those of `distributed.single`, bit for bit,
-    whatever the number of nodes, and whoever is lost or comes.
+    This process coordinates, evaluates and writes checkpoints. With `schedule=flush` results are those of
+    `distributed.single`, bit for bit, whatever the number of nodes, and whoever is lost or comes. With `async` they are
+    those of one process that takes each gradient at the parameters before the newest update (see `executor`), with the
+    same freedom: which version a step uses is a function of the step, and the version before the newest belongs to
+    the state. What is evaluated, and the model in the end, are the newest parameters.
     """
+
+    def __init__(self, options: Mapping[str, Any]):
+        super().__init__(options)
+        self._lag = LAGS[options["schedule"]]
+        self._previous: torch.Tensor | None = None  # with two versions, that before the newest
 
     def _new_coordinator(self, job: Job, workload: Mapping[str, Any]) -> StageRingCoordinator:
         self._refuse_gpus()
-        self._cut = cut_model(self._workload, bool(job.options["shadows"]))
+        self._previous = self._values.detach().clone() if self._lag else None
+        self._cut = cut_model(self._workload, bool(job.options["shadows"]), self._lag)
         partition = self._cut.over(job.options["nodes"])  # not every model can be shared out so far
         log.info("run %s: %s", job.run, partition.limit)
         places = self._places()
@@ -35,7 +49,7 @@ class StageRingStrategy(NodesStrategy[StageRingCoordinator]):
     def step(self, index: int, rate_scale: float = 1.0, probe: bool = False, horizon: int | None = None) -> StepStats:
         """The stats of step `index`, which may have been begun before."""
         decision, seen = self._ask_nodes_for(index, rate_scale, probe, horizon).wait_for(index)
-        self._returned(index, decision.is_update)
+        self._returned(index, decision.is_update, self._lag)
         found = None
         if probe:
             gradients, changes = ([one[number] for one in seen] for number in (0, 1))
@@ -51,5 +65,32 @@ class StageRingStrategy(NodesStrategy[StageRingCoordinator]):
         )
 
     def report(self) -> Mapping[str, Any]:
-        """As of any strategy with members, and which stages lie on which node."""
-        return dict(super().report()) | {"cut": self._cut.described(self._options["nodes"])}
+        """As of any strategy with members, and which stages lie on which node.
+
+        With `async` also `staleness`: updates between the parameters that gradients were taken at and those that they
+        were applied to, over all `steps` of this attempt.
+        """
+        found = dict(super().report()) | {"cut": self._cut.described(self._options["nodes"])}
+        if self._lag:
+            found["staleness"] = summary_of(self._running().staleness)
+        return found
+
+    def state(self) -> dict[str, Any]:
+        """Parameters and optimizer state by parameter name; with `async` the parameters before the newest update too.
+
+        The next step's gradient is taken at those, so that no checkpoint changes a bit of what follows.
+        """
+        found = super().state()
+        return found if self._previous is None else found | {PREVIOUS: self._flat.views(self._previous.clone())}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state()` returned; of a state without a version before the newest, that is both."""
+        super().load_state(state)
+        if self._previous is not None:
+            named = state.get(PREVIOUS, state["parameters"])
+            for name, view in self._flat.views(self._previous).items():
+                view.copy_(named[name])
+
+    def _buffers(self) -> list[torch.Tensor]:
+        newest, *moments = super()._buffers()
+        return [newest, *([] if self._previous is None else [self._previous]), *moments]

@@ -20,11 +20,13 @@ from distributed.ring_tmp.verdict import Stream
 
 
 class StateStreams:
-    """What node `number` sends and receives of the `streams` of a verdict."""
+    """What node `number` sends and receives of the `streams` of a verdict; all states are those after `step`."""
 
-    def __init__(self, number: int, setup: Setup, placement: Placement, streams: Sequence[Stream], outbox: Outbox):
+    def __init__(
+        self, number: int, setup: Setup, placement: Placement, streams: Sequence[Stream], outbox: Outbox, step: int
+    ):
         self._number, self._ring, self._outbox = number, placement.ring, outbox
-        self._arriving = {one.stage: setup.new_state(one.stage) for one in streams if one.target == number}
+        self._arriving = {one.stage: setup.new_state(one.stage, step) for one in streams if one.target == number}
         self._owed = [one for one in streams if one.source == number]
 
     @property

@@ -346,7 +346,7 @@ class DistributionConfig:
     name: str = key("single", neutral="single", registry="strategy")
     stands_for: str = key("", neutral="")
     mode: str = key("bsp", neutral="bsp", choices=("bsp", "ssp", "asp", "stage", "rotate"))
-    schedule: str = key("flush", neutral="flush", choices=("flush",))
+    schedule: str = key("flush", neutral="flush", choices=("flush", "async"))
     staleness: int = key(0, neutral=0, minimum=0)
     nodes: int = key(1, neutral=1, minimum=1)
     workers: int = key(1, neutral=1, minimum=1)

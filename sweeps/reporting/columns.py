@@ -152,7 +152,8 @@ COLUMNS: dict[str, Column] = {
     "staleness": Column(
         title="staleness",
         cell=_mean("staleness", ".2f"),
-        note="staleness: updates between a push's pull and its application, on average, of asynchronous runs",
+        note="staleness: updates between the parameters of a gradient and those that it was applied to, on average, of "
+        "asynchronous runs",
     ),
     "idle_mean": Column(
         title="nodes idle %",

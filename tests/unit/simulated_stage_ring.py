@@ -7,7 +7,6 @@ shared memory; states are read when they are looked at.
 
 from __future__ import annotations
 
-import math
 import random
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from delayed_gradients import DelayedGradients
 from torch import Tensor
 
 from distributed.optimizers import build_optimizer
@@ -148,32 +148,10 @@ class ToyWorkload:
 
 
 def single(workload: ToyWorkload, steps: int, lag: int = 0) -> tuple[dict[str, Any], list[StepStats]]:
-    """The state after so many steps of one process, and what they said; with lag 1, each gradient one version old.
-
-    A plain loop over `SingleStrategy`: it computes a step's gradient at the parameters before the newest update, and
-    makes the update to the newest.
-    """
-    one = SingleStrategy()
+    """The state after so many steps of one process, and what they said; with lag 1, each gradient one version old."""
+    one = DelayedGradients() if lag else SingleStrategy()
     one.start(workload)  # type: ignore[arg-type]
-    if not lag:
-        stats = [one.step(step, probe=True) for step in range(1, steps + 1)]
-        return one.state(), stats
-    stats = []
-    newest, previous = one.flat.values.clone(), one.flat.values.clone()
-
-    def update(gradient: Tensor, rate: float) -> None:
-        with torch.no_grad():
-            one.flat.values.copy_(newest)
-        SingleStrategy._update(one, gradient, rate)
-
-    one._update = update  # type: ignore[method-assign]
-    for step in range(1, steps + 1):
-        with torch.no_grad():
-            one.flat.values.copy_(previous)
-        stats.append(one.step(step))
-        newest, previous = (one.flat.values if math.isfinite(stats[-1].gradient_norm) else newest).clone(), newest
-    with torch.no_grad():
-        one.flat.values.copy_(newest)
+    stats = [one.step(step, probe=True) for step in range(1, steps + 1)]
     return one.state(), stats
 
 

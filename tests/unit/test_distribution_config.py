@@ -75,6 +75,8 @@ MISTAKES: list[tuple[list[str], dict[str, Any], str, str]] = [
     (["name=ring_tmp", "mode=rotate", "nodes=5"], {}, "distribution.nodes", "5 nodes cannot share the 4 groups"),
     (["name=ring_tmp", "mode=rotate", "bucket_mib=4"], {}, "distribution.bucket_mib", "distribution.bucket_mib=25"),
     (["name=ring_tmp", "mode=rotate"], {"per": "push"}, "batch.per", "pushes nothing"),
+    (["name=ring_tmp", "mode=rotate", "schedule=async"], {}, "distribution.schedule", "or distribution.mode=stage"),
+    (["schedule=async"], {}, "distribution.schedule", "distribution.schedule=flush, or distribution.mode=asp or ssp"),
     (["mode=rotate"], {}, "distribution.mode", "distribution.mode=bsp, or distribution=ring_tmp"),
     (["name=ring_tmp", "mode=stage", "faults=[kill@worker1.sums:1]"], {}, "distribution.faults", "that there is not"),
     (["nodes=2"], {}, "distribution.nodes", "distribution=ring_tmp"),
@@ -133,6 +135,7 @@ def test_a_contradiction_names_the_key_and_the_way_out(
         (["name=ring_allreduce", "workers=4", "engine=gloo"], {}),
         (["name=ring_tmp", "mode=stage", "nodes=4", "shadows=1", "faults=[drop@worker3.sums:2]"], {}),
         (["name=ring_tmp", "mode=stage", "tls_key=k", "tls_certificate=c"], {}),
+        (["name=ring_tmp", "mode=stage", "schedule=async", "nodes=1"], {}),
         (["name=ring_tmp", "mode=rotate", "nodes=4", "shadows=1", "faults=[drop@worker3.gather:2]"], {}),
     ],
 )
@@ -170,7 +173,7 @@ def test_what_is_exact_is_the_same_run_whatever_its_sizes(base: RunConfig) -> No
         ["workers=3", "servers=3"],
         ["workers=4", "servers=2", "shadows=1", "sparse=true", "link=tcp", "bucket_mib=1", "checksum=always"],
         ["workers=2", "heartbeat_seconds=0.1", "replace_lost=false", "launcher=external", "bind=0.0.0.0"],
-        ["name=ring_tmp", "mode=stage", "nodes=3", "shadows=1", "link=tcp"],
+        ["name=ring_tmp", "mode=stage", "schedule=flush", "nodes=3", "shadows=1", "link=tcp"],
         ["faults=[kill@worker0.push:2]", "resources.worker.gpu=1", "stands_for=something"],
     ):
         assert training_identity(changed(base, *words)) == single, words
@@ -179,6 +182,10 @@ def test_what_is_exact_is_the_same_run_whatever_its_sizes(base: RunConfig) -> No
 INEXACT: list[tuple[list[str], dict[str, Any]]] = [
     (["wire=bf16", "servers=2"], {"mode": "bsp", "workers": 1, "wire": "bf16"}),
     (["name=ring_tmp", "mode=rotate", "nodes=3", "shadows=1"], {"name": "ring_tmp", "mode": "rotate", "nodes": 3}),
+    (
+        ["name=ring_tmp", "mode=stage", "schedule=async", "nodes=3", "shadows=1"],
+        {"name": "ring_tmp", "mode": "stage", "schedule": "async"},
+    ),
     (["on_loss=drop", "workers=2"], {"mode": "bsp", "workers": 2, "on_loss": "drop"}),
     (["backup=1", "workers=3"], {"mode": "bsp", "workers": 3, "backup": 1}),
     (
@@ -222,7 +229,7 @@ def test_every_key_either_counts_somewhere_or_is_known_to_be_placement(base: Run
     places = {
         "stands_for", "shadows", "replace_lost", "sparse", "link", "launcher", "bind", "heartbeat_seconds",
         "deadline_seconds", "watchdog_seconds", "tls_certificate", "tls_key", "checksum", "faults", "replay",
-        "resources", "staging", "schedule",
+        "resources", "staging",
     }  # fmt: skip
     counted = {"name", "top_k_momentum"}.union(*(expected for _, expected in INEXACT))
     assert counted | places == {field.name for field in dataclasses.fields(DistributionConfig)}

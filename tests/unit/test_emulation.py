@@ -42,6 +42,16 @@ def test_an_even_ring_of_stages_is_idle_for_its_bubble(nodes: int) -> None:
     assert found.seconds == pytest.approx((16 + nodes - 1) * 0.3)
 
 
+@pytest.mark.parametrize("nodes", [2, 4, 8])
+def test_with_two_versions_an_even_ring_of_stages_is_idle_while_it_fills_alone(nodes: int) -> None:
+    found = emulate(
+        "ring_tmp", even_shape(nodes), Machine(nodes, ENDLESS, latency=0.0), Work(1600.0, 16), schedule="async"
+    )
+    played = 20  # steps, of which the first begins behind nobody
+    assert found.idle == pytest.approx((bubble(nodes, played * 16),) * nodes)
+    assert found.seconds == pytest.approx((played * 16 + nodes - 1) * 0.3 / played)
+
+
 def test_bytes_of_a_ring_of_stages() -> None:
     # 800 tokens are 8 micro-batches of the measured size. The first node sends 400 bytes of each, and the gradients of
     # its 1,000 parameters for the copy; the last one sends back as much of each, and its own 1,000 on.
