@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,8 +11,6 @@ from distributed.ring_tmp.coordinator import StageRingCoordinator
 from distributed.ring_tmp.cut import cut_model
 from distributed.ring_tmp.probes import ProbePieces
 from distributed.strategy import Probe, StepStats
-
-log = logging.getLogger(__name__)
 
 
 class StageRingStrategy(NodesStrategy[StageRingCoordinator]):
@@ -26,8 +23,7 @@ class StageRingStrategy(NodesStrategy[StageRingCoordinator]):
     def _new_coordinator(self, job: Job, workload: Mapping[str, Any]) -> StageRingCoordinator:
         self._refuse_gpus()
         self._cut = cut_model(self._workload, bool(job.options["shadows"]))
-        partition = self._cut.over(job.options["nodes"])  # not every model can be shared out so far
-        log.info("run %s: %s", job.run, partition.limit)
+        self._cut.over(job.options["nodes"])  # not every model can be shared out so far
         places = self._places()
         self._pieces = ProbePieces(self._cut.parts, places)
         return StageRingCoordinator(job, {"workload": workload, "layout": places}, self._cut)
@@ -51,5 +47,6 @@ class StageRingStrategy(NodesStrategy[StageRingCoordinator]):
         )
 
     def report(self) -> Mapping[str, Any]:
-        """As of any strategy with members, and which stages lie on which node."""
-        return dict(super().report()) | {"cut": self._cut.described(self._options["nodes"])}
+        """As of any strategy with members, and which stages each node had when the ring began."""
+        sharing = self._running().sharing or self._cut.over(self._options["nodes"])
+        return dict(super().report()) | {"cut": sharing.described()}
