@@ -163,7 +163,7 @@ def _ring(plan: _Plan) -> Iterator[Share]:
     yield steps.step_jobs(plan.sizes, plan.rounds, plan.seconds), steps.step_part
     yield pipelining.pipeline_jobs(plan.sizes, plan.rounds, plan.seconds), pipelining.pipeline_part
     # CPU seconds, which load hardly moves: some rounds are enough.
-    yield softmax_gain.gain_jobs(plan.sizes[0], -(-plan.rounds // 5)), softmax_gain.gain_part
+    yield softmax_gain.gain_jobs(plan.sizes[0], 1 if plan.quick else 3), softmax_gain.gain_part
 
 
 def _wire(plan: _Plan) -> Iterator[Share]:
