@@ -29,6 +29,7 @@ NEUTRAL: Section = {
     "rate_scaling": "none",
     "on_loss": "recompute",
     "shadows": 0,
+    "speeds": "measured",
     "wire": "fp32",
     "sparse": False,
     "top_k": 0.0,
@@ -87,7 +88,7 @@ def ring_allreduce(distribution: Section, batch: Section) -> None:
 
 def ring_tmp(distribution: Section, batch: Section) -> None:
     """Nodes have parts of the model: nothing of workers that have all of it, nor of servers, means anything."""
-    own = ("mode", "schedule", "nodes", "shadows", "watchdog_seconds", "faults")
+    own = ("mode", "schedule", "nodes", "shadows", "speeds", "watchdog_seconds", "faults")
     _refuse(
         distribution,
         [name for name in (*NEUTRAL, *OF_GRADIENTS) if name not in own],
@@ -106,6 +107,7 @@ def ring_tmp(distribution: Section, batch: Section) -> None:
             distribution, ("schedule",), "in mode rotate nodes wait for whole sums anyway", "distribution.mode=stage"
         )
         _enough_groups(distribution, batch, "nodes")
+        _refuse(distribution, ("speeds",), "in mode rotate all nodes do as much", "distribution.mode=stage")
     _no_pushes(batch, "'ring_tmp' pushes nothing", "batch.per=step, or distribution=parameter_server")
     _deadlines(distribution)
     _tls(distribution)
@@ -114,7 +116,7 @@ def ring_tmp(distribution: Section, batch: Section) -> None:
 
 def parameter_server(distribution: Section, batch: Section) -> None:
     """See conf/distribution/parameter_server.yaml."""
-    _refuse(distribution, ("nodes",), "'parameter_server' has workers and servers", "distribution=ring_tmp")
+    _refuse(distribution, ("nodes", "speeds"), "'parameter_server' has workers and servers", "distribution=ring_tmp")
     waits = "a parameter server waits as distribution.mode says"
     _refuse(distribution, ("schedule",), waits, "distribution.mode=asp or ssp")
     if distribution["mode"] in ("stage", "rotate"):

@@ -30,7 +30,7 @@ PARTS = ("ps", "ring", "wire", "memory", "recovery", "ray")
 SIZES = {"tiny": 65_536, "8M": 8_000_000, "66M": 66_000_000}  # parameters
 RATIOS = (
     *("ps_shm_vs_allreduce", "ps_tcp_vs_allreduce", "ps_step_vs_ddp", "bytes_vs_formula", "link_vs_loopback"),
-    *("ring_vs_gloo", "ring_tcp_vs_gloo", "ring_step_vs_ddp"),
+    *("ring_vs_gloo", "ring_tcp_vs_gloo", "ring_step_vs_ddp", "ring_tmp_vs_torch_pipelining", "ring_softmax_gain"),
 )
 ROUNDS, QUICK_ROUNDS = 7, 5
 SECONDS, QUICK_SECONDS = 1.0, 0.4  # that one way is timed in one round, about
@@ -40,7 +40,9 @@ _EXAMPLES = """
 Parts:
   ps         links beside a plain loop; a step's communication beside an all-reduce with a local update; bytes beside
              the formula; steps of training beside torch's DDP
-  ring       an all-reduce of our own beside gloo's; steps of training with it beside torch's DDP
+  ring       an all-reduce of our own beside gloo's, 32 MB and 256 MB (quick: 32 MB); steps of training with it, with
+             stages and with shards round a ring beside torch's DDP; a ring of stages beside torch's pipeline with the
+             same cut; what the ring softmax brings to the published baseline (its stages timed, nodes emulated)
   wire       bytes and time of each form of a gradient beside fp32 and a copy
   memory     words of a worker and of a server beside the formula
   recovery   how long a run stands still when a process is killed or stopped
@@ -53,6 +55,8 @@ of which it is known what they should be, met or missed:
   bytes_vs_formula                           from 1.00 to 1.02
   ring_vs_gloo, ring_tcp_vs_gloo             seconds of a sum over those of gloo's, the worse size: at most 1.1
   ring_step_vs_ddp                           seconds over those of DDP: at most 1.1
+  ring_tmp_vs_torch_pipelining               seconds over those of torch.distributed.pipelining (1F1B): at most 1.1
+  ring_softmax_gain                          seconds of a step without over with it, emulated: at least 1.2
   link_vs_loopback                           rate over that of the plain loop: at least 0.9
   ray/…/times_faster                         than the parameter server of the tutorials: at least 5
   memory/…/over_formula                      at most 1.05
@@ -152,11 +156,14 @@ def _parameter_server(plan: _Plan) -> Iterator[Share]:
 
 
 def _ring(plan: _Plan) -> Iterator[Share]:
-    from bench.ring import exchange, steps
+    from bench.ring import exchange, pipelining, softmax_gain, steps
 
     sums = ["32 MB"] if plan.quick else list(exchange.SIZES)
     yield exchange.exchange_jobs(sums, 2 * plan.rounds, plan.seconds / 2), exchange.exchange_part
     yield steps.step_jobs(plan.sizes, plan.rounds, plan.seconds), steps.step_part
+    yield pipelining.pipeline_jobs(plan.sizes, plan.rounds, plan.seconds), pipelining.pipeline_part
+    # CPU seconds, which load hardly moves: some rounds are enough.
+    yield softmax_gain.gain_jobs(plan.sizes[0], 1 if plan.quick else 3), softmax_gain.gain_part
 
 
 def _wire(plan: _Plan) -> Iterator[Share]:

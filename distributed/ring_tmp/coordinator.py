@@ -6,9 +6,10 @@ nodes agree among themselves; what they tell is in `RingView`. Nothing that node
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,10 +23,14 @@ from distributed.ring_tmp.executor import LAGS
 from distributed.ring_tmp.placement import Placement
 from distributed.ring_tmp.probes import Words
 from distributed.ring_tmp.scalars import Decision
+from distributed.ring_tmp.sharing import Sharing
+from distributed.ring_tmp.speeds import NodeSpeeds
 from distributed.ring_tmp.state_transfer import StateTransfer
 from distributed.ring_tmp.takeover import takeover
 from distributed.ring_tmp.view import RingView
 from distributed.ring_tmp.walk import epoch_above
+
+log = logging.getLogger(__name__)
 
 
 class StageRingCoordinator(NodesCoordinator[RingView]):
@@ -45,6 +50,9 @@ class StageRingCoordinator(NodesCoordinator[RingView]):
     def __init__(self, job: Job, content: Mapping[str, Any], cut: Cut):
         super().__init__(job, content, RingView())
         self._cut = cut
+        self.sharing: Sharing | None = None
+        """Of the newest ring that was begun here, as it began."""
+        self._speeds = NodeSpeeds(job.options["speeds"] == "measured")
         self._states = StateTransfer(cut.parts, self._links, self._link, bool(job.options["shadows"]))
         self._decisions: dict[int, Decision] = {}  # by step, of those that were not asked for yet
         self._seen: dict[int, dict[int, tuple[Words, Words]]] = {}  # by probed step and stage: gradient and change
@@ -66,15 +74,19 @@ class StageRingCoordinator(NodesCoordinator[RingView]):
         members = self._ready_and_cleared()
         if not members <= self._ready:
             return False
-        numbers = sorted(member.number for member in members)[: self._options["nodes"]]
-        placement = self._cut.placement(numbers, epoch_above(max(self._membership.epoch, self._heard_of), numbers[0]))
+        taking = set(sorted(members)[: self._options["nodes"]])
+        if not self._measure(taking):
+            return False
+        numbers = sorted(member.number for member in taking)
+        sharing = self._cut.among(self._speeds.of(numbers))
+        placement = sharing.placement(epoch_above(max(self._membership.epoch, self._heard_of), numbers[0]))
         try:
             for number in numbers:
                 self._states.give(number, placement, step - 1, buffers, updates)
         except LinkError:
             self._pause()
             return False
-        taking, epoch = {worker(number) for number in numbers}, placement.ring.epoch
+        epoch = placement.ring.epoch
         self._wait(
             lambda: (
                 all(self._installed.get(one) == epoch for one in taking)
@@ -85,9 +97,27 @@ class StageRingCoordinator(NodesCoordinator[RingView]):
         )
         if not all(self._installed.get(one) == epoch for one in taking):
             return False
+        self.sharing = sharing
+        nodes = ", ".join(f"{number} ({speed:g})" for number, speed in zip(sharing.order, sharing.speeds, strict=True))
+        log.info("run %s: nodes in order (and speeds): %s; %s", self._job.run, nodes, sharing.limit)
         self._put("begin", placement, step)
         self._wait(lambda: not self._beginning, lambda: "the ring to begin")
         return True
+
+    def _measure(self, members: set[Member]) -> bool:
+        """Have nodes measure how fast they are, all at once: those that share a machine share it as they will.
+
+        False where one of them was lost meanwhile.
+        """
+        with self._changed:
+            for member in members:
+                self._speeds.forget(member.number)
+            self._ask_for_speeds(members)
+        self._wait(
+            lambda: self._speeds.has(member.number for member in members) or not members <= self._ready,
+            lambda: "the nodes to measure themselves",
+        )
+        return members <= self._ready
 
     def wait_for(self, step: int) -> tuple[Decision, list[tuple[Words, Words]]]:
         """What nodes agree on of a step, once all of them have applied it. Steps before it are forgotten.
@@ -147,15 +177,16 @@ class StageRingCoordinator(NodesCoordinator[RingView]):
         ring = self._membership
         if self._beginning or not ring.epoch or not ring.at_work or len(ring.members) >= self._options["nodes"]:
             return
-        for member in sorted(self._ready - self._given_up.keys()):
-            if member.number in ring.members or self._invited.get(member.number) == ring.epoch:
+        guests = sorted(one for one in self._ready - self._given_up.keys() if one.number not in ring.members)
+        self._ask_for_speeds(guests)
+        for member in guests:
+            if not self._speeds.has([member.number]) or self._invited.get(member.number) == ring.epoch:
                 continue
             self._invited[member.number] = ring.epoch
             # Where it would not make the ring faster, it takes from who has most: what is lost at a time is less then.
-            even = [1.0] * len(self._cut.seconds)
-            places = (
-                takeover(ring.placement, member.number, of, self._cut.borders) for of in (self._cut.seconds, even)
-            )
+            speeds = self._speeds.of([*ring.members, member.number])
+            ways = ((self._cut.seconds, speeds), ([1.0] * len(self._cut.seconds), None))
+            places = (takeover(ring.placement, member.number, of, self._cut.borders, at) for of, at in ways)
             place = next((one for one in places if one is not None), None)
             if place is not None:
                 self._send(member, {"do": "join", "addresses": self._book()})
@@ -165,6 +196,7 @@ class StageRingCoordinator(NodesCoordinator[RingView]):
     def _forget(self, member: Member) -> None:
         self._links.drop(member.number)
         self._invited.pop(member.number, None)
+        self._speeds.forget(member.number)
 
     # ------------------------------------------------------------------------------------------------- what nodes say
 
@@ -175,6 +207,9 @@ class StageRingCoordinator(NodesCoordinator[RingView]):
             self._send(member, self._grant)
             for one in self._ready:
                 self._send(one, {"do": "book", "addresses": self._book()})
+
+    def _say_measured(self, member: Member, said: dict[str, Any]) -> None:
+        self._speeds.note(member.number, said["rate"])
 
     def _say_cleared(self, member: Member, said: dict[str, Any]) -> None:
         super()._say_cleared(member, said)
@@ -249,6 +284,11 @@ class StageRingCoordinator(NodesCoordinator[RingView]):
         for recovery in self._recoveries:
             if "began" in recovery and recovery["lost"] not in members:
                 self._went_on(recovery, self._paused)
+
+    def _ask_for_speeds(self, members: Collection[Member]) -> None:
+        """Ask those that were not asked yet."""
+        for number in self._speeds.missing(member.number for member in members):
+            self._send(worker(number), {"do": "measure"})
 
     def _book(self) -> dict[str, Any]:
         """Where nodes can be reached."""

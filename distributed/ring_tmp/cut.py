@@ -6,16 +6,13 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import torch
 
 from distributed.optimizers import build_optimizer
-from distributed.ring.messages import Ring
 from distributed.ring_tmp.costs import Chain, MemoryRule, NodeCapacity, StageCost
-from distributed.ring_tmp.partition import Partition, partition
 from distributed.ring_tmp.parts import Part, parts_of
-from distributed.ring_tmp.placement import Placement
+from distributed.ring_tmp.sharing import Sharing, share_out
 from distributed.ring_tmp.stage_times import time_stages
 from distributed.strategy import Stage, Workload
 
@@ -43,14 +40,13 @@ class Cut:
     micro_batches: int
     memory: MemoryRule
 
-    def over(self, nodes: int) -> Partition:
+    def over(self, nodes: int) -> Sharing:
         """The best cut over so many equal nodes. Raises DistributedError where there are too few stages."""
-        return partition(self.costs, [NodeCapacity()] * nodes, self.micro_batches, self.memory)
+        return self.among(dict.fromkeys(range(nodes), 1.0))
 
-    def placement(self, numbers: Sequence[int], epoch: int) -> Placement:
-        """That cut, for nodes by number in their order round the ring."""
-        owners = self.over(len(numbers)).owners
-        return Placement(Ring(epoch, tuple(numbers)), tuple(numbers[owner] for owner in owners))
+    def among(self, speeds: Mapping[int, float]) -> Sharing:
+        """The best cut over nodes that have these speeds, by number, and their order."""
+        return share_out(self.costs, speeds, self.micro_batches, self.memory)
 
     @cached_property
     def borders(self) -> list[int]:
@@ -61,12 +57,6 @@ class Cut:
     def seconds(self) -> list[float]:
         """Of a micro-batch, by stage."""
         return [one.seconds for one in self.costs]
-
-    def described(self, nodes: int) -> Mapping[str, Any]:
-        """For a run's report: which stages lie on which node, and what limits the speed-up."""
-        found = self.over(nodes)
-        runs = [found.names[start:stop] for start, stop in zip(found.cuts, found.cuts[1:], strict=False)]
-        return {"stages": [list(run) for run in runs], "limit": found.limit}
 
 
 def cut_model(workload: Workload, shadows: bool, lag: int = 0) -> Cut:

@@ -151,18 +151,19 @@ def _memory_needed(chain: Chain) -> str:
     )
 
 
-def limit_sentence(chain: Chain, cuts: Sequence[int]) -> str:
-    """What limits the speed-up of a cut, for a person."""
+def limit_sentence(chain: Chain, cuts: Sequence[int], numbers: Sequence[int] = ()) -> str:
+    """What limits the speed-up of a cut, for a person; numbers: of the nodes, by default they are counted from 0."""
     runs = runs_of(cuts)
     total = chain.compute(0, 0, len(chain.stages)) * chain.nodes[0].speed
     bottleneck = chain.bottleneck(cuts)
     node = next(one for one, run in enumerate(runs) if chain.time(one, *run) == bottleneck)
     start, stop = runs[node]
+    number = numbers[node] if numbers else node
     if len(runs) == 1:
         return "one node has all stages"
     if chain.transfer(node, start, stop) == bottleneck > chain.compute(node, start, stop):
         return (
-            f"the link from node {node} to the next limits it: {bottleneck * 1e3:.3g} ms a micro-batch for sending, "
+            f"the link from node {number} to the next limits it: {bottleneck * 1e3:.3g} ms a micro-batch for sending, "
             f"{chain.compute(node, start, stop) * 1e3:.3g} ms for computing"
         )
     share = chain.compute(node, start, stop) * chain.nodes[node].speed / total
@@ -170,8 +171,10 @@ def limit_sentence(chain: Chain, cuts: Sequence[int]) -> str:
     if (start, stop) in chain.units:
         reasons = [one.couples for one in chain.stages[start:stop] if one.couples]
         because = f" ({'; '.join(reasons)})" if reasons else ""
+        speed = chain.nodes[node].speed
+        slow = f" on node {number} of speed {speed:g}" if speed < max(one.speed for one in chain.nodes) else ""
         return (
-            f"{names_of(chain.stages[start:stop])} cannot be cut{because} and takes {share:.0%} of the time, so "
+            f"{names_of(chain.stages[start:stop])} cannot be cut{because} and takes {share:.0%} of the time{slow}, so "
             f"however many nodes there are, the ring is at most {speed_up:.2f} times as fast as one"
         )
     if chain.is_limited:
@@ -184,6 +187,6 @@ def limit_sentence(chain: Chain, cuts: Sequence[int]) -> str:
             )
     even = chain.nodes[node].speed / math.fsum(one.speed for one in chain.nodes)
     return (
-        f"node {node} has {share:.0%} of the time, where {even:.0%} would be its even share: stages are no smaller; "
+        f"node {number} has {share:.0%} of the time, where {even:.0%} would be its even share: stages are no smaller; "
         f"the ring is at most {speed_up:.2f} times as fast as one node"
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,7 +16,6 @@ from distributed.ring_tmp.executor import LAGS
 from distributed.ring_tmp.probes import ProbePieces
 from distributed.strategy import Probe, StepStats
 
-log = logging.getLogger(__name__)
 PREVIOUS = "previous_parameters"  # the entry of a state
 
 
@@ -40,8 +38,7 @@ class StageRingStrategy(NodesStrategy[StageRingCoordinator]):
         self._refuse_gpus()
         self._previous = self._values.detach().clone() if self._lag else None
         self._cut = cut_model(self._workload, bool(job.options["shadows"]), self._lag)
-        partition = self._cut.over(job.options["nodes"])  # not every model can be shared out so far
-        log.info("run %s: %s", job.run, partition.limit)
+        self._cut.over(job.options["nodes"])  # not every model can be shared out so far
         places = self._places()
         self._pieces = ProbePieces(self._cut.parts, places)
         return StageRingCoordinator(job, {"workload": workload, "layout": places}, self._cut)
@@ -65,12 +62,13 @@ class StageRingStrategy(NodesStrategy[StageRingCoordinator]):
         )
 
     def report(self) -> Mapping[str, Any]:
-        """As of any strategy with members, and which stages lie on which node.
+        """As of any strategy with members, and which stages each node had when the ring began.
 
         With `async` also `staleness`: updates between the parameters that gradients were taken at and those that they
         were applied to, over all `steps` of this attempt.
         """
-        found = dict(super().report()) | {"cut": self._cut.described(self._options["nodes"])}
+        sharing = self._running().sharing or self._cut.over(self._options["nodes"])
+        found = dict(super().report()) | {"cut": sharing.described()}
         if self._lag:
             found["staleness"] = summary_of(self._running().staleness)
         return found

@@ -21,6 +21,7 @@ from distributed.ring_tmp.membership import Answer, Hello
 from distributed.ring_tmp.messages import Kind, Message
 from distributed.ring_tmp.passes import Passes
 from distributed.ring_tmp.placement import Placement
+from distributed.ring_tmp.speeds import model_work, rate, width_of
 from distributed.ring_tmp.state_service import StateService
 from distributed.strategy import WorkloadSpec
 from distributed.timeline import Timeline
@@ -36,7 +37,7 @@ class Worker:
         self._mailbox = Mailbox()
         self._states = StateService(job, self._mailbox, control, lambda: self._member.setup)
         self._links = NeighbourLinks(job, control, self._mailbox, self._new_gradient, self._states.serve)
-        workload = WorkloadSpec(**job.content["workload"]).build()
+        self._workload = workload = WorkloadSpec(**job.content["workload"]).build()
         self._meter = ProcessMeter(workload.device, self._links.shared_bytes)
         self._member = RingMember(job, control, self._links, self._mailbox, Passes(workload), workload, self._timeline)
         self._waiting: list[tuple[Link, Hello]] = []  # nodes that dialled before this one was in a ring
@@ -135,6 +136,8 @@ class Worker:
         match message["do"]:
             case "end":
                 self._over = True
+            case "measure":
+                self._control.tell({"say": "measured", "rate": self._rate()})
             case "clear":
                 self._waiting.clear()
                 self._control.tell({"say": "cleared", "epoch": member.leave()})
@@ -149,3 +152,8 @@ class Worker:
                 member.guest = (message["number"], tuple(message["stages"]))
             case "grant":
                 member.allow(message)
+
+    def _rate(self) -> float:
+        """How often a second this process can do what the model needs, with its threads; see `speeds`."""
+        shapes = (one.shape for part in self._member.setup.parts for one in part.held)
+        return rate(model_work(self._workload, width_of(shapes)), lambda: self._progress.work("measuring itself"))

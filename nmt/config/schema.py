@@ -357,6 +357,7 @@ class DistributionConfig:
     on_loss: str = key("recompute", neutral="recompute", choices=("recompute", "drop"))
     shadows: int = key(0, neutral=0, minimum=0, maximum=1)
     replace_lost: bool = key(True, neutral=True)
+    speeds: str = key("measured", neutral="measured", choices=("measured", "equal"))
     wire: str = key("fp32", neutral="fp32", choices=("fp32", "bf16"))
     sparse: bool = key(False, neutral=False)
     top_k: float = key(0.0, neutral=0.0, minimum=0.0, below=1.0)

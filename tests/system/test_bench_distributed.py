@@ -13,6 +13,14 @@ import pytest
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "bench_distributed.py"
 NAMED = ["ps_shm_vs_allreduce", "ps_tcp_vs_allreduce", "ps_step_vs_ddp", "bytes_vs_formula", "link_vs_loopback"]
 
+RING = {
+    "ring_vs_gloo": "at most 1.1",
+    "ring_tcp_vs_gloo": "at most 1.1",
+    "ring_step_vs_ddp": "at most 1.1",
+    "ring_tmp_vs_torch_pipelining": "at most 1.1",
+    "ring_softmax_gain": "at least 1.2",
+}
+
 
 def run(*words: str) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -53,14 +61,20 @@ def test_the_ring_is_measured_beside_gloo_and_ddp(tmp_path: Path) -> None:
     done = run("--quick", "--only", "ring", "--json", str(path), "sizes=tiny", "rounds=1")
     assert done.returncode == 0, done.stderr
     found = json.loads(path.read_text())
-    assert list(found["ratios"])[:3] == ["ring_vs_gloo", "ring_tcp_vs_gloo", "ring_step_vs_ddp"]
+    assert list(found["ratios"])[: len(RING)] == list(RING)
     assert all(isinstance(value, float) and value > 0 for value in found["ratios"].values())
-    assert [(one["name"], one["target"]) for one in found["targets"]] == [
-        (name, "at most 1.1") for name in ("ring_vs_gloo", "ring_tcp_vs_gloo", "ring_step_vs_ddp")
-    ]
+    assert {one["name"]: one["target"] for one in found["targets"]} == RING
     (sums,), (steps,) = found["parts"]["Ring all-reduce"], found["parts"]["Steps of training with a ring"]
     assert all(one["cpu"] > 0 for rounds in sums["rounds"].values() for one in rounds)
-    assert {"shm", "tcp", "gloo"} < steps["rounds"].keys()
+    assert {"shm", "tcp", "gloo", "stages", "shards"} < steps["rounds"].keys()
+    (pipelines,) = found["parts"]["Steps of a ring of stages"]
+    assert pipelines["cuts"]["torch's 1F1B"] == pipelines["cuts"]["shm"]
+    (gain,) = found["parts"]["Gain of the ring softmax (emulated)"]
+    names = [list(gain["rounds"][0][chunks]["stages"]) for chunks in ("1", "8")]
+    assert [[name for name in own if name.startswith("output")] for own in names] == [
+        ["output"],
+        [f"output.{chunk}" for chunk in range(8)],
+    ]
 
 
 @pytest.mark.exhaustive

@@ -71,6 +71,8 @@ MISTAKES: list[tuple[list[str], dict[str, Any], str, str]] = [
     (["name=ring_tmp", "mode=stage", "staging=always"], {}, "distribution.staging", "distribution.staging=auto"),
     (["name=ring_tmp", "mode=stage", "engine=own"], {}, "distribution.engine", "distribution.engine=gloo"),
     (["name=ring_tmp", "mode=stage", "bucket_mib=4"], {}, "distribution.bucket_mib", "distribution.bucket_mib=25"),
+    (["name=ring_tmp", "mode=rotate", "speeds=equal"], {}, "distribution.speeds", "all nodes do as much"),
+    (["speeds=equal"], {}, "distribution.speeds", "distribution.speeds=measured"),
     (["name=ring_tmp", "mode=stage"], {"per": "push"}, "batch.per", "pushes nothing"),
     (["name=ring_tmp", "mode=rotate", "nodes=5"], {}, "distribution.nodes", "5 nodes cannot share the 4 groups"),
     (["name=ring_tmp", "mode=rotate", "bucket_mib=4"], {}, "distribution.bucket_mib", "distribution.bucket_mib=25"),
@@ -229,7 +231,7 @@ def test_every_key_either_counts_somewhere_or_is_known_to_be_placement(base: Run
     places = {
         "stands_for", "shadows", "replace_lost", "sparse", "link", "launcher", "bind", "heartbeat_seconds",
         "deadline_seconds", "watchdog_seconds", "tls_certificate", "tls_key", "checksum", "faults", "replay",
-        "resources", "staging",
+        "resources", "staging", "speeds",
     }  # fmt: skip
     counted = {"name", "top_k_momentum"}.union(*(expected for _, expected in INEXACT))
     assert counted | places == {field.name for field in dataclasses.fields(DistributionConfig)}

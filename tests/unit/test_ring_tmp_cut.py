@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from staged_toy import staged_spec
 
 from distributed.arithmetic import FlatParameters
+from distributed.ring_tmp.costs import rounded
 from distributed.ring_tmp.cut import cut_model
 from distributed.ring_tmp.passes import Passes
 from distributed.ring_tmp.state_transfer import gathered, scatter
@@ -25,12 +27,15 @@ def test_stages_own_every_element_once_and_are_shared_out_in_order() -> None:
     for part in cut.parts:
         scatter(part, gathered(part, flat.values), found)
     assert torch.equal(found, flat.values)
-    placement = cut.placement([4, 7], 1024)
+    sharing = cut.among({4: 1.0, 7: 1.0})
+    placement = sharing.placement(1024)
     assert placement.ring.order == (4, 7)
     assert sorted(placement.owners) == list(placement.owners)
     assert set(placement.owners) == {4, 7}
-    described = cut.described(2)
+    described = sharing.described()
     assert [name for run in described["stages"] for name in run] == [one.name for one in cut.costs]
+    assert (described["nodes"], described["speeds"]) == ([4, 7], [1.0, 1.0])
+    assert sum(described["seconds"]) == pytest.approx(sum(map(rounded, cut.seconds)))
     assert described["limit"]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pytest
 
@@ -20,8 +20,11 @@ def placed(*owners: int) -> Placement:
 LOOPED = (0, 0, 1, 0, 1, 1)
 
 
-def slowest(placement: Placement, seconds: Sequence[float]) -> float:
-    return max(sum(seconds[stage] for stage in placement.stages_of(one)) for one in placement.ring.order)
+def slowest(placement: Placement, seconds: Sequence[float], speeds: Mapping[int, float] | None = None) -> float:
+    return max(
+        sum(seconds[stage] for stage in placement.stages_of(one)) / (speeds or {}).get(one, 1.0)
+        for one in placement.ring.order
+    )
 
 
 def everywhere(count: int) -> range:
@@ -45,7 +48,8 @@ def test_the_slowest_node_gives(owners: tuple[int, ...], seconds: tuple[float, .
     assert times[0] == times[1] < times[2]
 
 
-def test_none_is_as_good_that_may_be() -> None:
+@pytest.mark.parametrize("speeds", [{}, {9: 0.5}, {0: 0.25, 9: 0.75}])
+def test_none_is_as_good_that_may_be(speeds: dict[int, float]) -> None:
     """By trying every gap, and every set of neighbouring stages."""
     seconds = (3.0, 1.0, 2.0, 2.0, 5.0, 1.0)
     for owners in [(0, 0, 0, 1, 1, 1), (0, 1, 1, 2, 2, 0), LOOPED, (2, 2, 0, 0, 1, 1)]:
@@ -59,13 +63,16 @@ def test_none_is_as_good_that_may_be() -> None:
                 except ValueError:
                     continue
                 if all(other.stages_of(one) for one in placement.ring.order):
-                    best = min(best, max(sum(seconds[k] for k in other.stages_of(one)) for one in other.ring.order))
-        found = takeover(placement, 9, seconds, everywhere(6))
+                    best = min(best, slowest(other, seconds, speeds))
+        found = takeover(placement, 9, seconds, everywhere(6), speeds)
         if owners == LOOPED:  # whose ranges follow each other round and round: nobody fits between
             assert (found, best) == (None, math.inf)
             continue
+        if best >= slowest(placement, seconds, speeds):
+            assert found is None
+            continue
         assert found is not None
-        assert slowest(placement.admitting(9, *found), seconds) == best
+        assert slowest(placement.admitting(9, *found), seconds, speeds) == best
 
 
 def test_what_cannot_be_cut_is_not_and_where_nothing_helps_nobody_joins() -> None:

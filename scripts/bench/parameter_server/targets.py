@@ -33,6 +33,8 @@ TARGETS = (
     Target("ring_vs_gloo", "a sum round a ring over shared memory ÷ gloo's, the worse size", most=1.1),
     Target("ring_tcp_vs_gloo", "the same over TCP", most=1.1),
     Target("ring_step_vs_ddp", "a step of training with a ring over shared memory ÷ DDP's", most=1.1),
+    Target("ring_tmp_vs_torch_pipelining", "a step of a ring of stages ÷ that of torch's pipeline, same cut", most=1.1),
+    Target("ring_softmax_gain", "a step without the ring softmax ÷ with it, four nodes, emulated", least=1.2),
     Target("bytes_vs_formula", "bytes on the wire ÷ 2 × workers × parameters × 4", least=1.0, most=1.02),
     Target("link_vs_loopback", "rate of a TCP link ÷ plain loop", least=0.9),
     Target("links/*MiB/tcp with checksums/over_plain", "the same with checksums", least=0.9),

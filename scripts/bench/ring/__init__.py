@@ -1,1 +1,1 @@
-"""The part of `scripts/bench_distributed.py` that measures the ring all-reduce beside gloo's and torch's DDP."""
+"""The part of `scripts/bench_distributed.py` that measures rings, beside gloo, torch's DDP and torch's pipeline."""
