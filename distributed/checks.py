@@ -21,6 +21,7 @@ NEUTRAL: Section = {
     "mode": "bsp",
     "schedule": "flush",
     "nodes": 1,
+    "rings": 1,
     "staleness": 0,
     "workers": 1,
     "servers": 1,
@@ -87,7 +88,7 @@ def ring_allreduce(distribution: Section, batch: Section) -> None:
 
 def ring_tmp(distribution: Section, batch: Section) -> None:
     """Nodes have parts of the model: nothing of workers that have all of it, nor of servers, means anything."""
-    own = ("mode", "schedule", "nodes", "shadows", "watchdog_seconds", "faults")
+    own = ("mode", "schedule", "nodes", "rings", "shadows", "watchdog_seconds", "faults")
     _refuse(
         distribution,
         [name for name in (*NEUTRAL, *OF_GRADIENTS) if name not in own],
@@ -102,16 +103,32 @@ def ring_tmp(distribution: Section, batch: Section) -> None:
             hint="distribution.mode=stage",
         )
     if distribution["mode"] == "rotate":
+        _refuse(distribution, ("rings",), "in mode rotate more nodes share the data already", "distribution.mode=stage")
         _enough_groups(distribution, batch, "nodes")
+    if distribution["rings"] > 1:
+        _several_rings(distribution, batch)
     _no_pushes(batch, "'ring_tmp' pushes nothing", "batch.per=step, or distribution=parameter_server")
     _deadlines(distribution)
     _tls(distribution)
-    _faults(distribution, {"worker": distribution["nodes"]})
+    _faults(distribution, {"worker": distribution["nodes"] * distribution["rings"]})
+
+
+def _several_rings(distribution: Section, batch: Section) -> None:
+    """Each ring computes whole groups of a step, and is begun anew with the others where a node is lost."""
+    rings = distribution["rings"]
+    _refuse(
+        distribution,
+        ("shadows",),
+        f"{rings} rings have each stage {rings} times, and go back to the last checkpoint together",
+        "distribution.rings=1",
+    )
+    _refuse(distribution, ("schedule",), "several rings have schedule flush only", "distribution.rings=1")
+    _enough_groups(distribution, batch, "rings")
 
 
 def parameter_server(distribution: Section, batch: Section) -> None:
     """See conf/distribution/parameter_server.yaml."""
-    _refuse(distribution, ("nodes",), "'parameter_server' has workers and servers", "distribution=ring_tmp")
+    _refuse(distribution, ("nodes", "rings"), "'parameter_server' has workers and servers", "distribution=ring_tmp")
     if distribution["mode"] in ("stage", "rotate"):
         raise DistributedError(
             "a parameter server's workers have the whole model",

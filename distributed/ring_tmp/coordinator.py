@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ import torch
 from distributed.agent import Job
 from distributed.errors import DistributedError, LinkError
 from distributed.parameter_server.messages import Member, worker
+from distributed.ring.messages import Ring
 from distributed.ring.nodes_coordinator import NodesCoordinator
 from distributed.ring_tmp.cut import Cut
 from distributed.ring_tmp.placement import Placement
@@ -61,28 +63,34 @@ class StageRingCoordinator(NodesCoordinator[RingView]):
         members = self._ready_and_cleared()
         if not members <= self._ready:
             return False
-        numbers = sorted(member.number for member in members)[: self._options["nodes"]]
-        placement = self._cut.placement(numbers, epoch_above(max(self._membership.epoch, self._heard_of), numbers[0]))
+        numbers = sorted(member.number for member in members)
+        epoch = epoch_above(max(self._membership.epoch, self._heard_of), numbers[0])
+        layout = self._lay_out(numbers, epoch)
         try:
-            for number in numbers:
+            for number, placement in layout.items():
                 self._states.give(number, placement, step - 1, buffers, updates)
         except LinkError:
             self._pause()
             return False
-        taking, epoch = {worker(number) for number in numbers}, placement.ring.epoch
+        taking = {worker(number) for number in layout}
         self._wait(
             lambda: (
                 all(self._installed.get(one) == epoch for one in taking)
                 or not taking <= self._ready
-                or not self._links.lead_to(frozenset(numbers))
+                or not self._links.lead_to(frozenset(layout))
             ),
             lambda: "the nodes to take the state",
         )
         if not all(self._installed.get(one) == epoch for one in taking):
             return False
-        self._put("begin", placement, step)
+        self._put("begin", layout, step)
         self._wait(lambda: not self._beginning, lambda: "the ring to begin")
         return True
+
+    def _lay_out(self, numbers: Sequence[int], epoch: int) -> dict[int, Placement]:
+        """By node that is to take part, out of those that are there in ascending order, the placement of its ring."""
+        taking = numbers[: self._options["nodes"]]
+        return dict.fromkeys(taking, self._cut.placement(taking, epoch))
 
     def wait_for(self, step: int) -> tuple[Decision, list[tuple[Words, Words]]]:
         """What nodes agree on of a step, once all of them have applied it. Steps before it are forgotten.
@@ -126,14 +134,16 @@ class StageRingCoordinator(NodesCoordinator[RingView]):
 
     # ------------------------------------------------------------------------------------------------- events
 
-    def _on_begin(self, placement: Placement, step: int) -> None:
+    def _on_begin(self, layout: Mapping[int, Placement], step: int) -> None:
         """All have their states. Who is gone since then is missed by the others, as at any time."""
         self._beginning = False
-        self._membership.begin(placement, step - 1)
-        word = {"do": "begin", "placement": placement.to_dict(), "addresses": self._book()}
-        for number in placement.ring.order:
+        first = next(iter(layout.values()))
+        self._membership.begin(replace(first, ring=Ring(first.ring.epoch, tuple(layout))), step - 1)
+        rings = list(dict.fromkeys(placement.ring.order for placement in layout.values()))
+        for number, placement in layout.items():
             if worker(number) in self._ready:
-                self._send(worker(number), word)
+                about = {"placement": placement.to_dict(), "rings": rings, "addresses": self._book()}
+                self._send(worker(number), {"do": "begin"} | about)
             else:
                 self._leave(worker(number))
 

@@ -148,9 +148,12 @@ class Executor:
 
     def next_task(self, arrived: Container[Key]) -> Task | None:
         """What can be done now, given the messages that have arrived; None: wait for more."""
+        self._leave_empty_steps()
         for one in self.ranges:
+            if not self.in_flight(one.index):
+                continue
             task = self._task(Work.BACKWARD, one, self._backward[one.index])
-            if self.in_flight(one.index) and (task.key is None or task.key in arrived):
+            if task.key is None or task.key in arrived:
                 return task
         for one in self.ranges:
             position = self._forward[one.index]
@@ -188,8 +191,16 @@ class Executor:
                 return self._at(self._backward[one.index]) <= at < self._at(self._forward[one.index])
         return False
 
+    def _leave_empty_steps(self) -> None:
+        """Go on behind steps of which there is nothing to compute: of several rings one may have none of the slots."""
+        last = min(self.through, self.applied + 1 + self.lag)
+        for position in (*self._forward.values(), *self._backward.values()):
+            while position.step <= last and not self.slots(position.step):
+                position.step += 1
+
     def _at(self, position: _Position) -> tuple[int, int]:
-        return position.step, self.slots(position.step)[position.index]
+        slots = self.slots(position.step)
+        return position.step, slots[position.index] if slots else 0
 
     def _task(self, work: Work, one: StageRange, position: _Position) -> Task:
         slot = self.slots(position.step)[position.index]
