@@ -114,12 +114,12 @@ def ring_tmp(distribution: Section, batch: Section) -> None:
 
 
 def _several_rings(distribution: Section, batch: Section) -> None:
-    """Each ring computes whole groups of a step, and is begun anew with the others where a node is lost."""
+    """Each ring computes whole groups of a step, and the others have all that a node could have a copy of."""
     rings = distribution["rings"]
     _refuse(
         distribution,
         ("shadows",),
-        f"{rings} rings have each stage {rings} times, and go back to the last checkpoint together",
+        f"{rings} rings have each stage {rings} times without copies",
         "distribution.rings=1",
     )
     _refuse(distribution, ("schedule",), "several rings have schedule flush only", "distribution.rings=1")

@@ -99,12 +99,9 @@ class StageRingCoordinator(NodesCoordinator[RingView]):
 
         Raises StateLost where only a checkpoint can go on, DistributedError where nothing can.
         """
-        self._wait_for_step(step, lambda: step in self._decisions and self._membership.applied >= step)
+        self._wait_for_step(step, lambda: self._is_done(step))
         with self._changed:
-            for known in (self._decisions, self._seen):
-                for old in [one for one in known if one < step]:
-                    del known[old]
-            return self._decisions[step], list(self._seen.get(step, {}).values())
+            return self._said_of(step)
 
     def pull(self, step: int, buffers: Sequence[torch.Tensor]) -> int:
         """Write the nodes' state after `step` into flat buffers: parameters, then moments as far as asked for.
@@ -232,6 +229,15 @@ class StageRingCoordinator(NodesCoordinator[RingView]):
             self._give_up(guest, "was taken for lost before it was admitted")
 
     # ------------------------------------------------------------------------------------------------- inside
+
+    def _is_done(self, step: int) -> bool:
+        return step in self._decisions and self._membership.applied >= step
+
+    def _said_of(self, step: int) -> tuple[Decision, list[tuple[Words, Words]]]:
+        for known in (self._decisions, self._seen):
+            for old in [one for one in known if one < step]:
+                del known[old]
+        return self._decisions[step], list(self._seen.get(step, {}).values())
 
     def _is_at_rest(self) -> bool:
         """Also, nobody is about to be lost, and everything exists twice."""

@@ -123,18 +123,23 @@ class CrossSum:
         self._pass_on(step, self.position, asdict(facts))
         return True
 
-    def take(self, step: int) -> tuple[dict[int, torch.Tensor], StepFacts] | None:
-        """Once all holders have said their words: by stage the sum over all rings, and what the other rings know.
+    def others(self, step: int) -> StepFacts | None:
+        """What the other rings know, once all holders have said their words."""
+        words = self._step(step).words
+        if len(words) < self._rings:
+            return None
+        return sum((facts for position, facts in words.items() if position != self.position), start=StepFacts())
 
-        None before, and where it was taken. The gradients are the caller's, who lets nobody write to them before the
-        step is applied.
+    def take(self, step: int) -> dict[int, torch.Tensor] | None:
+        """By stage the sum over all rings, once all are whole; None before, and where they were taken.
+
+        They are the caller's, who lets nobody write to them before the step is applied.
         """
         one = self._step(step)
-        if one.is_taken or len(one.words) < self._rings:
+        if one.is_taken or not self.is_whole(step):
             return None
         one.is_taken = True
-        others = (facts for position, facts in one.words.items() if position != self.position)
-        return {stage: sums.own[0] for stage, sums in one.stages.items()}, sum(others, start=StepFacts())
+        return {stage: one.stages[stage].own[0] for stage in self._cuts}
 
     def forget(self, step: int) -> None:
         """A step is applied: give back what nobody reads any more."""

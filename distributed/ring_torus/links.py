@@ -41,8 +41,8 @@ class CrossLinks:
         self._epoch = epoch
         at, rings = column.index(self._number), len(column)
         following = column[(at + 1) % rings]
-        self._early = {column[(at - 1) % rings]: [], following: []}
-        if rings > 2 or at == 0:  # two are linked once
+        self._early = {one: [] for one in (column[(at - 1) % rings], following) if one != self._number}
+        if rings > 2 or (rings == 2 and at == 0):  # two are linked once
             threading.Thread(target=self._reach, args=(epoch, following), name="dial-across", daemon=True).start()
         waiting, self._waiting = self._waiting, []
         for link, message in waiting:

@@ -1,8 +1,7 @@
-"""A node's life in one of several rings. Nobody goes on without anybody: whoever is lost is known at once to all.
+"""A node's life in one of several rings: where a link ends, in its ring or across, it stands still and says so.
 
-The nodes that hold the same stages have the same state, but who is behind in a step would have to be told by the other
-rings what his own has lost; that is not there (yet). So any link that ends, in a ring or across, ends all rings: the
-coordinator is told, and training goes back to the last checkpoint with new processes.
+No ring closes by itself then, since the others would not know of its open step. The coordinator has all nodes stand
+still, and begins rings anew (`distributed.ring_torus.coordinator`).
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from distributed.ring_tmp.member import RingMember
 from distributed.ring_tmp.membership import Answer
 from distributed.ring_tmp.messages import Message
 from distributed.ring_tmp.placement import Placement
+from distributed.ring_tmp.scalars import Decision
 from distributed.ring_tmp.shadow import PartState
 from distributed.ring_torus.links import CrossLinks, Reached
 from distributed.ring_torus.node import TorusNode
@@ -35,6 +35,24 @@ class TorusMember(RingMember):
         self._column = tuple(ring[at] for ring in rings)
         self._across.enter(self._column, placement.ring.epoch)  # a node may have something to send as it begins
         self.begin(placement, states)
+
+    def halt(self) -> None:
+        """Stand still until new rings begin, and say behind which step."""
+        node = self._node
+        if node is not None:
+            node.fenced()
+            self._faults.reach("halt", node.applied + 1)
+            decision = node.decision and node.decision.to_dict()
+            self._control.tell({"say": "halted", "applied": node.applied, "decision": decision})
+
+    def follow(self, decision: Decision) -> None:
+        """Apply the step that others have applied, and say so."""
+        node = self._node
+        if isinstance(node, TorusNode):
+            self._faults.reach("follow", decision.step)
+            node.follow(decision)
+            self._tell_applied(node)
+            self._control.tell({"say": "followed"})
 
     def leave(self) -> int:
         """Be in no ring any more; returns the highest epoch that it has heard of."""
@@ -56,20 +74,20 @@ class TorusMember(RingMember):
     def reached(self, said: Reached) -> None:
         """A link across was tried."""
         if self._across.reached(said):
-            self._lost(f"does not reach worker {said.number}")
+            self._lost()
 
     def ended(self, link: Link) -> None:
         """A link has ended, perhaps one across."""
         if self._across.ended(link):
-            self._lost(f"has lost its link to worker {link.peer.id}")
+            self._lost()
 
     def successor_lost(self) -> None:
         """The link to the next node of its ring has ended."""
-        self._lost("has lost its link to the next node of its ring")
+        self._lost()
 
     def refused(self, number: int, is_first: bool, answer: Answer | None) -> None:
         """The next node of its ring cannot be reached."""
-        self._lost(f"does not reach worker {number}")
+        self._lost()
 
     def _new_node(self, placement: Placement, states: dict[int, PartState]) -> TorusNode:
         send = self._across.send
@@ -85,10 +103,10 @@ class TorusMember(RingMember):
             send,
         )
 
-    def _lost(self, what: str) -> None:
-        """Stop, and say why: once, and not where it is in no ring."""
+    def _lost(self) -> None:
+        """Stop, and say so: once, and not where it is in no ring."""
         node = self._node
         if node is None or node.is_fenced:
             return
         node.fenced()
-        self._control.tell({"say": "broken", "epoch": node.placement.ring.epoch, "what": what})
+        self._control.tell({"say": "broken", "epoch": node.placement.ring.epoch})

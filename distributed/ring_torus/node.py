@@ -71,6 +71,14 @@ class TorusNode(RingTmpNode):
         super().allow(through)
         self._advance()
 
+    def follow(self, decision: Decision) -> None:
+        """Apply a step that another node has applied: so its sums are whole here. For one that stands still."""
+        if decision.step == self.applied + 1:
+            self._take_sums(decision.step)
+            if not self._shares.has_all(decision.step, self._own, ()):
+                raise RuntimeError(f"step {decision.step} was applied elsewhere, and is not whole here")
+            self._apply(decision)
+
     def leave(self) -> None:
         """Be in no ring any more."""
         super().leave()
@@ -90,13 +98,17 @@ class TorusNode(RingTmpNode):
                     self._complete(step, stage)
         if self._sums.is_whole(step):
             self._sums.say(step, self._shares.facts(step))
-            taken = self._sums.take(step)
-            if taken is not None:
-                gradients, facts = taken
+            facts = self._sums.others(step)
+            if facts is not None and self._take_sums(step):
                 self._shares.add(step, facts)
-                for stage, gradient in gradients.items():
-                    self._shares.put(step, stage, gradient)
         super()._advance()
+
+    def _take_sums(self, step: int) -> bool:
+        """Make the sums over all rings this node's gradients; False where they are, or are not whole."""
+        gradients = self._sums.take(step)
+        for stage, gradient in (gradients or {}).items():
+            self._shares.put(step, stage, gradient)
+        return gradients is not None
 
     def _apply(self, decision: Decision) -> None:
         super()._apply(decision)

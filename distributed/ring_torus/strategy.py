@@ -29,6 +29,7 @@ class TorusStrategy(StageRingStrategy):
         )
 
     def report(self) -> Mapping[str, Any]:
-        """As of one ring, of which all have the same cut; and how many there are."""
-        found = dict(super().report())
-        return found | {"cut": dict(found["cut"]) | {"rings": self._options["rings"]}}
+        """As of one ring, of which all have the same cut; and how many there are now."""
+        found, coordinator = dict(super().report()), self._running()
+        assert isinstance(coordinator, TorusCoordinator)
+        return found | {"cut": dict(found["cut"]) | {"rings": coordinator.rings}}

@@ -8,6 +8,7 @@ from distributed.errors import LinkError
 from distributed.links.link import Link
 from distributed.ring_tmp.messages import Kind, Message
 from distributed.ring_tmp.placement import Placement
+from distributed.ring_tmp.scalars import Decision
 from distributed.ring_tmp.worker import Worker
 from distributed.ring_torus.links import Reached
 from distributed.ring_torus.member import TorusMember
@@ -34,9 +35,14 @@ class TorusWorker(Worker):
             super()._hear(link, message)
 
     def _obey(self, message: dict[str, Any]) -> None:
-        if message["do"] != "begin":
-            super()._obey(message)
-            return
-        placement = Placement.from_dict(message["placement"])
-        self._member.begin_among(message["rings"], placement, self._states.taken())
-        self._answer()
+        match message["do"]:
+            case "begin":
+                placement = Placement.from_dict(message["placement"])
+                self._member.begin_among(message["rings"], placement, self._states.taken())
+                self._answer()
+            case "halt":
+                self._member.halt()
+            case "follow":
+                self._member.follow(Decision.from_dict(message["decision"]))
+            case _:
+                super()._obey(message)

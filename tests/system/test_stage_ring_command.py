@@ -34,19 +34,17 @@ def test_it_is_the_run_of_one_process(nmt: Command, tmp_path: Path) -> None:
     assert {path.name for path in (ring / "journals").iterdir()} == {f"timeline-worker-{one}.jsonl" for one in (0, 1)}
 
 
-def test_several_rings_that_lose_a_node_go_back_to_their_checkpoint_and_are_the_run_of_one_process(
-    nmt: Command, tmp_path: Path
-) -> None:
+def test_several_rings_that_lose_a_node_are_the_run_of_one_process(nmt: Command, tmp_path: Path) -> None:
     assert nmt("train", *SAME, f"paths.runs={tmp_path / 'single'}")[0] == 0
-    lost = ["distribution.faults=[kill@worker1.backward:9]"]
+    lost = ["distribution.faults=[kill@worker1.backward:9]", "distribution.replace_lost=false"]
     code, _, error = nmt("train", *SAME, *TORUS, *lost, f"paths.runs={tmp_path / 'torus'}")
     assert code == 0, error
     (run_id, single, _), (torus_id, torus, result) = the_run(tmp_path / "single"), the_run(tmp_path / "torus")
     assert torus_id == run_id
     assert digests(torus) == digests(single)
     assert losses(torus) == losses(single)
-    assert list(result["distribution"]["processes"]) == ["worker 0", "worker 1"]
-    assert "several rings go on with all of their nodes or not at all" in (torus / "events.jsonl").read_text()
+    assert list(result["distribution"]["processes"]) == ["worker 0"]
+    assert [one["lost"] for one in result["distribution"]["recoveries"]] == ["worker 1"]
 
 
 @pytest.mark.exhaustive

@@ -71,11 +71,13 @@ class Column:
             if not holder.is_whole(step):
                 continue
             holder.say(step, StepFacts([float(where)], 1))
-            taken = holder.take(step)
+            facts, taken = holder.others(step), None
+            if facts is not None:
+                assert sorted(facts.losses) == [float(one) for one in range(self.rings) if one != where]
+                taken = holder.take(step)
             if taken is not None:
-                assert sorted(taken[1].losses) == [float(one) for one in range(self.rings) if one != where]
-                made[where].append({stage: gradient.clone() for stage, gradient in taken[0].items()})
-                for gradient in taken[0].values():
+                made[where].append({stage: gradient.clone() for stage, gradient in taken.items()})
+                for gradient in taken.values():
                     gradient.fill_(-1e9)  # as if it were used for another step
                 holder.forget(step)
                 for buffer in self.released:
