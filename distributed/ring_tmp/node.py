@@ -247,7 +247,8 @@ class RingTmpNode:
     def _check_step(self, message: Message) -> None:
         """A neighbour may have applied one step more, and be as far as that lets it be."""
         if not self.applied < message.step <= self.applied + 2 + self.setup.lag:
-            raise FrameError(f"{message.kind.name} of step {message.step} comes behind step {self.applied}")
+            what = f"{message.kind.name} of step {message.step}"
+            raise FrameError(f"{what} comes to a node that has applied {self.applied}")
 
     def _take_state(self, message: Message) -> None:
         stage = message.tags[0]

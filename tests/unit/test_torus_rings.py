@@ -120,6 +120,32 @@ def test_nobody_applies_a_step_before_every_sum_is_whole_everywhere() -> None:
     assert {node.applied for node in torus.nodes.values()} == {0}
 
 
+def test_who_is_behind_can_follow_since_all_sums_are_whole() -> None:
+    """The second ring does not hear the first one's words, which the first ring does not need."""
+    workload = ToyWorkload(plan=BatchPlan(6, 3))
+    wanted, _ = single(workload, 1)
+    torus = Torus(workload, [0, 0, 0, 1, 1, 1], 2, 0, through=1)
+    cross = torus._cross
+
+    def but_words(key: tuple[int, int]) -> None:
+        if key[0] < 2 and torus.queues[key][0].kind == Kind.ACROSS_WORD:
+            torus.queues[key].popleft()
+        else:
+            cross(key)
+
+    torus._cross = but_words  # type: ignore[method-assign]
+    with pytest.raises(AssertionError, match="nothing moves"):
+        torus.run()
+    assert [torus.nodes[number].applied for number in range(4)] == [1, 1, 0, 0]
+    for node in torus.nodes.values():
+        node.fenced()
+        node.follow(torus.nodes[0].decision)
+    assert_same(torus.rings[1].state(), wanted)
+    fresh = Torus(workload, [0, 0, 0, 1, 1, 1], 2, 0)
+    with pytest.raises(RuntimeError, match="step 1 was applied elsewhere, and is not whole here"):
+        fresh.nodes[0].follow(torus.nodes[0].decision)
+
+
 def test_behind_a_step_that_is_not_finite_no_ring_begins_another() -> None:
     workload = ToyWorkload(plan=BatchPlan(2, 2), bad_step=2)
     wanted, _ = single(workload, STEPS)
@@ -139,6 +165,6 @@ def test_who_is_no_holder_of_the_same_stages_is_not_listened_to() -> None:
     word = Message(Kind.ACROSS_WORD, node.placement.ring.epoch, 1, (1, 0), {})
     with pytest.raises(FrameError, match="node 3 does not hold the same stages"):
         node.receive_across(3, word)
-    with pytest.raises(FrameError, match="comes behind step 0"):
+    with pytest.raises(FrameError, match="comes to a node that has applied 0"):
         node.receive_across(2, word._replace(step=3))
     node.receive_across(2, word._replace(epoch=7, step=3))  # of rings that are over
