@@ -40,6 +40,7 @@ ROLES = {
     "ring.worker": "distributed.ring.worker:Worker",
     "ring_rotate.worker": "distributed.ring_rotate.worker:Worker",
     "ring_tmp.worker": "distributed.ring_tmp.worker:Worker",
+    "ring_torus.worker": "distributed.ring_torus.worker:TorusWorker",
 }
 """What a process may be told to be."""
 

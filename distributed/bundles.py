@@ -41,8 +41,9 @@ def parameter_server(distribution: Mapping[str, Any], process: Mapping[str, floa
 
 
 def ring_tmp(distribution: Mapping[str, Any], process: Mapping[str, float]) -> list[Bundle]:
-    """The process that trains, and the nodes of the ring."""
-    return [_coordinator(distribution, process), *_workers(distribution, process, distribution["nodes"])]
+    """The process that trains, and the nodes of the rings."""
+    count = distribution["nodes"] * distribution["rings"]
+    return [_coordinator(distribution, process), *_workers(distribution, process, count)]
 
 
 def _coordinator(distribution: Mapping[str, Any], process: Mapping[str, float]) -> Bundle:

@@ -21,6 +21,7 @@ NEUTRAL: Section = {
     "mode": "bsp",
     "schedule": "flush",
     "nodes": 1,
+    "rings": 1,
     "staleness": 0,
     "workers": 1,
     "servers": 1,
@@ -88,7 +89,7 @@ def ring_allreduce(distribution: Section, batch: Section) -> None:
 
 def ring_tmp(distribution: Section, batch: Section) -> None:
     """Nodes have parts of the model: nothing of workers that have all of it, nor of servers, means anything."""
-    own = ("mode", "schedule", "nodes", "shadows", "speeds", "watchdog_seconds", "faults")
+    own = ("mode", "schedule", "nodes", "rings", "shadows", "speeds", "watchdog_seconds", "faults")
     _refuse(
         distribution,
         [name for name in (*NEUTRAL, *OF_GRADIENTS) if name not in own],
@@ -106,17 +107,34 @@ def ring_tmp(distribution: Section, batch: Section) -> None:
         _refuse(
             distribution, ("schedule",), "in mode rotate nodes wait for whole sums anyway", "distribution.mode=stage"
         )
-        _enough_groups(distribution, batch, "nodes")
         _refuse(distribution, ("speeds",), "in mode rotate all nodes do as much", "distribution.mode=stage")
+        _refuse(distribution, ("rings",), "in mode rotate more nodes share the data already", "distribution.mode=stage")
+        _enough_groups(distribution, batch, "nodes")
+    if distribution["rings"] > 1:
+        _several_rings(distribution, batch)
     _no_pushes(batch, "'ring_tmp' pushes nothing", "batch.per=step, or distribution=parameter_server")
     _deadlines(distribution)
     _tls(distribution)
-    _faults(distribution, {"worker": distribution["nodes"]})
+    _faults(distribution, {"worker": distribution["nodes"] * distribution["rings"]})
+
+
+def _several_rings(distribution: Section, batch: Section) -> None:
+    """Each ring computes whole groups of a step, and the others have all that a node could have a copy of."""
+    rings = distribution["rings"]
+    _refuse(
+        distribution,
+        ("shadows",),
+        f"{rings} rings have each stage {rings} times without copies",
+        "distribution.rings=1",
+    )
+    _refuse(distribution, ("schedule",), "several rings have schedule flush only", "distribution.rings=1")
+    _enough_groups(distribution, batch, "rings")
 
 
 def parameter_server(distribution: Section, batch: Section) -> None:
     """See conf/distribution/parameter_server.yaml."""
-    _refuse(distribution, ("nodes", "speeds"), "'parameter_server' has workers and servers", "distribution=ring_tmp")
+    own = "'parameter_server' has workers and servers"
+    _refuse(distribution, ("nodes", "rings", "speeds"), own, "distribution=ring_tmp")
     waits = "a parameter server waits as distribution.mode says"
     _refuse(distribution, ("schedule",), waits, "distribution.mode=asp or ssp")
     if distribution["mode"] in ("stage", "rotate"):

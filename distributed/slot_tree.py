@@ -93,6 +93,11 @@ class TreeSum:
         return frozenset(leaf for node in self._nodes for leaf in range(*node))
 
     @property
+    def nodes(self) -> list[tuple[Node, torch.Tensor]]:
+        """What is there, from left to right: neighbours that were added are one node. The buffers stay the tree's."""
+        return sorted(self._nodes.items(), key=lambda one: one[0])
+
+    @property
     def complete(self) -> bool:
         """Whether every leaf is there."""
         return sum(stop - start for start, stop in self._nodes) == self._total

@@ -78,7 +78,7 @@ def compute_processes(config: RunConfig) -> int:
 
     Servers are busy while workers wait for them; where one does hold a process from a core, its timeline says so.
     """
-    return max(config.distribution.workers, config.distribution.nodes)
+    return max(config.distribution.workers, config.distribution.nodes * config.distribution.rings)
 
 
 def refusal(compute: int, cores: int, side_by_side: int, processes: Mapping[str, Mapping[str, Any]]) -> str:

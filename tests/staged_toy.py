@@ -30,6 +30,7 @@ def staged_spec(
     units: int = UNITS,
     words: int = WORDS,
     groups: int = 3,
+    each: int = 2,
 ) -> WorkloadSpec:
     """`stages` stages, the last with the loss.
 
@@ -37,7 +38,7 @@ def staged_spec(
     bad_step: whose loss is not finite.
     shared: the first and the last stage read the same table.
     units, words: a layer is [units, units], the output table [words, units].
-    groups: of two slots each.
+    groups: of `each` slots.
     """
     return WorkloadSpec(
         "staged_toy:StagedToy",
@@ -49,6 +50,7 @@ def staged_spec(
             "units": units,
             "words": words,
             "groups": groups,
+            "each": each,
         },
     )
 
@@ -140,8 +142,10 @@ class StagedToy:
 
     device = "cpu"
 
-    def __init__(self, stages: int, fails: str, bad_step: int, shared: bool, units: int, words: int, groups: int):
-        self.plan = BatchPlan(2 * groups, groups)
+    def __init__(
+        self, stages: int, fails: str, bad_step: int, shared: bool, units: int, words: int, groups: int, each: int
+    ):
+        self.plan = BatchPlan(each * groups, groups)
         self.optimizer = OptimizerSpec("distributed.optimizers:Adam", {"epsilon": 1e-8}, **CLIPPING)
         self._stages, self._bad_step, self._shared = stages, bad_step, shared
         self._units, self._words = units, words

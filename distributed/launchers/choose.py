@@ -42,7 +42,7 @@ def process_counts(options: Mapping[str, Any]) -> dict[str, int]:
     """How many processes of each role a run begins with, beside its coordinator."""
     name = options["name"]
     return {
-        "worker": options["nodes" if name == "ring_tmp" else "workers"],
+        "worker": options["nodes"] * options["rings"] if name == "ring_tmp" else options["workers"],
         "server": options["servers"] if name == "parameter_server" else 0,
     }
 

@@ -10,6 +10,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ import torch
 from distributed.agent import Job
 from distributed.errors import DistributedError, LinkError
 from distributed.parameter_server.messages import Member, worker
+from distributed.ring.messages import Ring
 from distributed.ring.nodes_coordinator import NodesCoordinator
 from distributed.ring_tmp.cut import Cut
 from distributed.ring_tmp.executor import LAGS
@@ -74,35 +76,46 @@ class StageRingCoordinator(NodesCoordinator[RingView]):
         members = self._ready_and_cleared()
         if not members <= self._ready:
             return False
-        taking = set(sorted(members)[: self._options["nodes"]])
-        if not self._measure(taking):
+        numbers = sorted(member.number for member in members)
+        if not self._measure({worker(number) for number in numbers[: self._size(len(numbers))]}):
             return False
-        numbers = sorted(member.number for member in taking)
-        sharing = self._cut.among(self._speeds.of(numbers))
-        placement = sharing.placement(epoch_above(max(self._membership.epoch, self._heard_of), numbers[0]))
+        epoch = epoch_above(max(self._membership.epoch, self._heard_of), numbers[0])
+        layout = self._lay_out(numbers, epoch)
         try:
-            for number in numbers:
+            for number, placement in layout.items():
                 self._states.give(number, placement, step - 1, buffers, updates)
         except LinkError:
             self._pause()
             return False
-        epoch = placement.ring.epoch
+        taking = {worker(number) for number in layout}
         self._wait(
             lambda: (
                 all(self._installed.get(one) == epoch for one in taking)
                 or not taking <= self._ready
-                or not self._links.lead_to(frozenset(numbers))
+                or not self._links.lead_to(frozenset(layout))
             ),
             lambda: "the nodes to take the state",
         )
         if not all(self._installed.get(one) == epoch for one in taking):
             return False
-        self.sharing = sharing
-        nodes = ", ".join(f"{number} ({speed:g})" for number, speed in zip(sharing.order, sharing.speeds, strict=True))
-        log.info("run %s: nodes in order (and speeds): %s; %s", self._job.run, nodes, sharing.limit)
-        self._put("begin", placement, step)
+        self._put("begin", layout, step)
         self._wait(lambda: not self._beginning, lambda: "the ring to begin")
         return True
+
+    def _size(self, there: int) -> int:
+        """How many nodes take part, where so many are there."""
+        return int(self._options["nodes"])
+
+    def _lay_out(self, numbers: Sequence[int], epoch: int) -> dict[int, Placement]:
+        """By node that is to take part, out of those that are there in ascending order, the placement of its ring."""
+        taking = numbers[: self._size(len(numbers))]
+        self.sharing = self._cut.among(self._speeds.of(taking))
+        self._say_speeds(self.sharing)
+        return dict.fromkeys(taking, self.sharing.placement(epoch))
+
+    def _say_speeds(self, sharing: Sharing) -> None:
+        nodes = ", ".join(f"{number} ({speed:g})" for number, speed in zip(sharing.order, sharing.speeds, strict=True))
+        log.info("run %s: nodes in order (and speeds): %s; %s", self._job.run, nodes, sharing.limit)
 
     def _measure(self, members: set[Member]) -> bool:
         """Have nodes measure how fast they are, all at once: those that share a machine share it as they will.
@@ -126,12 +139,9 @@ class StageRingCoordinator(NodesCoordinator[RingView]):
 
         Raises StateLost where only a checkpoint can go on, DistributedError where nothing can.
         """
-        self._wait_for_step(step, lambda: step in self._decisions and self._membership.applied >= step)
+        self._wait_for_step(step, lambda: self._is_done(step))
         with self._changed:
-            for known in (self._decisions, self._seen):
-                for old in [one for one in known if one < step]:
-                    del known[old]
-            return self._decisions[step], list(self._seen.get(step, {}).values())
+            return self._said_of(step)
 
     def pull(self, step: int, buffers: Sequence[torch.Tensor]) -> int:
         """Write the nodes' state after `step` into flat buffers: as many, in the same order, as `begin` was given.
@@ -161,14 +171,16 @@ class StageRingCoordinator(NodesCoordinator[RingView]):
 
     # ------------------------------------------------------------------------------------------------- events
 
-    def _on_begin(self, placement: Placement, step: int) -> None:
+    def _on_begin(self, layout: Mapping[int, Placement], step: int) -> None:
         """All have their states. Who is gone since then is missed by the others, as at any time."""
         self._beginning = False
-        self._membership.begin(placement, step - 1)
-        word = {"do": "begin", "placement": placement.to_dict(), "addresses": self._book()}
-        for number in placement.ring.order:
+        first = next(iter(layout.values()))
+        self._membership.begin(replace(first, ring=Ring(first.ring.epoch, tuple(layout))), step - 1)
+        rings = list(dict.fromkeys(placement.ring.order for placement in layout.values()))
+        for number, placement in layout.items():
             if worker(number) in self._ready:
-                self._send(worker(number), word)
+                about = {"placement": placement.to_dict(), "rings": rings, "addresses": self._book()}
+                self._send(worker(number), {"do": "begin"} | about)
             else:
                 self._leave(worker(number))
 
@@ -264,6 +276,15 @@ class StageRingCoordinator(NodesCoordinator[RingView]):
             self._give_up(guest, "was taken for lost before it was admitted")
 
     # ------------------------------------------------------------------------------------------------- inside
+
+    def _is_done(self, step: int) -> bool:
+        return step in self._decisions and self._membership.applied >= step
+
+    def _said_of(self, step: int) -> tuple[Decision, list[tuple[Words, Words]]]:
+        for known in (self._decisions, self._seen):
+            for old in [one for one in known if one < step]:
+                del known[old]
+        return self._decisions[step], list(self._seen.get(step, {}).values())
 
     def _is_at_rest(self) -> bool:
         """Also, nobody is about to be lost, and everything exists twice."""

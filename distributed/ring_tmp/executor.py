@@ -30,7 +30,7 @@ in flight, so no limit holds it, and the messages for its next task come from ta
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from distributed.ring_tmp.mailbox import Key
@@ -161,9 +161,12 @@ class Executor:
 
     def next_task(self, arrived: Container[Key]) -> Task | None:
         """What can be done now, given the messages that have arrived; None: wait for more."""
+        self._leave_empty_steps()
         for one in self.ranges:
+            if not self.in_flight(one.index):
+                continue
             task = self._task(Work.BACKWARD, one, self._backward[one.index])
-            if self.in_flight(one.index) and (task.key is None or task.key in arrived):
+            if task.key is None or task.key in arrived:
                 return task
         for one in self.ranges:
             position = self._forward[one.index]
@@ -199,8 +202,20 @@ class Executor:
                 return self._at(self._backward[one.index]) <= at < self._at(self._forward[one.index])
         return False
 
+    def _leave_empty_steps(self) -> None:
+        """Go on behind steps of which there is nothing to compute: of several rings one may have none of the slots."""
+        last = min(self.through, self.applied + 1 + self.lag)
+        for positions in (self._forward, self._backward):
+            for index, position in positions.items():
+                step = position.step
+                while step <= last and not self.slots(step):
+                    step += 1
+                if step > position.step:
+                    positions[index] = replace(position, step=step)
+
     def _at(self, position: _Position) -> tuple[int, int]:
-        return position.step, self.slots(position.step)[position.index]
+        slots = self.slots(position.step)
+        return position.step, slots[position.index] if slots else 0
 
     def _task(self, work: Work, one: StageRange, position: _Position) -> Task:
         slot = self.slots(position.step)[position.index]

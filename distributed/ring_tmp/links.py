@@ -127,7 +127,7 @@ class NeighbourLinks(MemberLinks):
         self.next = link
         early, self._early = self._early, None
         for message in early or ():
-            self._send(link, message)
+            self.transmit(link, message)
         return True
 
     def accept(self, link: Link, answer: Answer) -> None:
@@ -135,7 +135,7 @@ class NeighbourLinks(MemberLinks):
         if answer.is_accepted:
             self._hang_up(self.before)
             self.before = link
-        self._send(link, Message(Kind.ANSWER, 0, payload=answer._asdict()))
+        self.transmit(link, Message(Kind.ANSWER, 0, payload=answer._asdict()))
 
     def ended(self, link: Link) -> str:
         """A link has ended: `next`, `before`, the `candidate` that was dialled, or none of any use."""
@@ -159,14 +159,49 @@ class NeighbourLinks(MemberLinks):
     def to_successor(self, message: Message) -> None:
         """See `messages.Outbox`."""
         if self.next is not None:
-            self._send(self.next, message)
+            self.transmit(self.next, message)
         elif self._early is not None:
             self._early.append(message)
 
     def to_predecessor(self, message: Message) -> None:
         """See `messages.Outbox`."""
         if self.before is not None:
-            self._send(self.before, message)
+            self.transmit(self.before, message)
+
+    def reach(self, number: int, first: Message, said: Callable[[Link | None], Any]) -> None:
+        """Make a link to a node, say the first word over it, and post what is `said` of it; None: there is none.
+
+        For a thread of its own, since it may take as long as a deadline.
+        """
+        deadline = self._job.options["deadline_seconds"]
+        with self._changed:
+            self._changed.wait_for(lambda: self._closing or number in self._book, deadline)
+            addresses = self._book.get(number)
+        link: Link | None = None
+        if addresses is not None:
+            with contextlib.suppress(LinkError):
+                link = connect(
+                    Addresses.from_dict(dict(addresses)),
+                    self._membership(),
+                    kind=self._job.options["link"],
+                    seconds=deadline,
+                )
+        if link is not None and not self._take_note(link):
+            link.close(0.0)
+            return
+        self._mailbox.post((None, said(link)))
+        if link is not None:
+            self._start(link)
+            self.transmit(link, first)
+
+    @staticmethod
+    def transmit(link: Link, message: Message) -> None:
+        """Send over a link; one that cannot be sent to any more ends, and says so."""
+        try:
+            for frame, payload in frames_of(message):
+                link.send(frame, payload)
+        except LinkError:
+            link.shutdown()  # a frame is missing now, so that it must not go on
 
     def close(self) -> None:
         """End everything."""
@@ -203,27 +238,8 @@ class NeighbourLinks(MemberLinks):
             self._start(link)
 
     def _connect(self, attempt: int, number: int, hello: Hello) -> None:
-        """In a thread of its own, since it may take as long as a deadline."""
-        deadline = self._job.options["deadline_seconds"]
-        with self._changed:
-            self._changed.wait_for(lambda: self._closing or number in self._book, deadline)
-            addresses = self._book.get(number)
-        link: Link | None = None
-        if addresses is not None:
-            with contextlib.suppress(LinkError):
-                link = connect(
-                    Addresses.from_dict(dict(addresses)),
-                    self._membership(),
-                    kind=self._job.options["link"],
-                    seconds=deadline,
-                )
-        if link is not None and not self._take_note(link):
-            link.close(0.0)
-            return
-        self._mailbox.post((None, Dialled(attempt, number, link)))
-        if link is not None:
-            self._start(link)
-            self._send(link, Message(Kind.HELLO, 0, payload=hello._asdict()))
+        first = Message(Kind.HELLO, 0, payload=hello._asdict())
+        self.reach(number, first, lambda link: Dialled(attempt, number, link))
 
     def _take_note(self, link: Link) -> bool:
         """Note a link that is made; False where all is over."""
@@ -254,13 +270,6 @@ class NeighbourLinks(MemberLinks):
             self._mailbox.post((link, reason))
 
         link.start(assembler.place, deliver, closed)
-
-    def _send(self, link: Link, message: Message) -> None:
-        try:
-            for frame, payload in frames_of(message):
-                link.send(frame, payload)
-        except LinkError:
-            link.shutdown()  # a frame is missing now, so that it must not go on
 
     def _hang_up(self, *links: Link | None) -> None:
         for link in links:

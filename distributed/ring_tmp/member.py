@@ -139,10 +139,11 @@ class RingMember:
         if self._grants.take(message) and self._node is not None:
             self._node.allow(self._grants.through)
 
+    def _new_node(self, placement: Placement, states: dict[int, PartState]) -> RingTmpNode:
+        return RingTmpNode(self._number, self.setup, self._links, states, placement, self._gradients, self._mailbox)
+
     def _play(self, placement: Placement, states: dict[int, PartState]) -> None:
-        self._node = RingTmpNode(
-            self._number, self.setup, self._links, states, placement, self._gradients, self._mailbox
-        )
+        self._node = self._new_node(placement, states)
         self._membership = RingMembership(self._number, placement, self, self._links, shadows=self.setup.shadows)
         self._node.allow(self._grants.through)
         self._told = self._node.applied

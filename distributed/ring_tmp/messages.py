@@ -32,6 +32,18 @@ class Kind(IntEnum):
     TAKE = 58
     """From the coordinator, before states: the placement that they are for: plain data."""
 
+    # Between nodes that hold the same stages in neighbouring rings (`distributed.ring_torus`).
+    ACROSS_HELLO = 80
+    """A node wants to be linked to the one at the other end: plain data, first on a link."""
+    ACROSS_ANSWER = 81
+    """It is."""
+    ACROSS_REDUCE = 82
+    """A part of a stage's gradient, summed over some groups: a flat tensor [stage, part and which of several sums]."""
+    ACROSS_GATHER = 83
+    """A part of a stage's gradient, summed over all groups: a flat tensor [stage, part]."""
+    ACROSS_WORD = 84
+    """All sums of a step are whole at a node, and what its ring knows of the step: plain data [its ring, 0]."""
+
 
 class Message(NamedTuple):
     """A message, before it is made into frames.

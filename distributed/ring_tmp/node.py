@@ -108,10 +108,7 @@ class RingTmpNode:
         self.states, self.applied, self._is_new = {}, -1, False
 
     def reload(self, step: int, states: Mapping[int, PartState]) -> None:
-        """Go on from checkpoints behind a loss, with the states that `lost_placement` wants this node to have.
-
-        All nodes load those of the same `step`.
-        """
+        """Go on from checkpoints behind a loss, all nodes of the same `step`, as `lost_placement` says who has what."""
         assert self.lost_placement is not None
         self.states, self.applied, self.decision = dict(states), step, None
         placement, self.lost_placement, self.lost_sentence = self.lost_placement, None, ""
@@ -129,7 +126,7 @@ class RingTmpNode:
     def _enter(self, placement: Placement, streams: Sequence[Stream]) -> None:
         setup = self.setup
         self.placement, self._is_frozen = placement, False
-        self.executor = Executor(self.number, placement, setup.plan, setup.tokens, setup.lag, self.applied)
+        self.executor = Executor(self.number, placement, setup.plan, setup.computed, setup.lag, self.applied)
         self.executor.through = self._through
         self._ships = setup.shadows and len(placement.ring.order) > 1
         self._own = placement.stages_of(self.number)
@@ -194,13 +191,10 @@ class RingTmpNode:
             self._outbox.to_predecessor(self._message(Kind.BACKWARD, task.step, tags, gradients))
         if facts is not None:
             self._steps.add(task.step, facts)
-        if not self.executor.done(task):
-            return
-        for stage in range(task.range.start, task.range.stop):
-            gradient = self._steps.complete(task.step, stage)
-            if self._ships:
-                self._outbox.to_successor(self._message(Kind.GRADIENT, task.step, (stage, 0), gradient))
-        self._advance()
+        if self.executor.done(task):
+            for stage in range(task.range.start, task.range.stop):
+                self._complete(task.step, stage)
+            self._advance()
 
     def apply(self, task: Task) -> Decision:
         """Apply a step that all agree on; returns its numbers."""
@@ -280,6 +274,12 @@ class RingTmpNode:
         if self._steps.has_all(step, self._own, self._shadowed):
             self._has_spoken = step
             self._barrier.speak(step, *self._steps.own(step))
+
+    def _complete(self, step: int, stage: int) -> None:
+        """The last backward pass of a stage is done."""
+        gradient = self._steps.complete(step, stage)
+        if self._ships:
+            self._outbox.to_successor(self._message(Kind.GRADIENT, step, (stage, 0), gradient))
 
     def _apply(self, decision: Decision) -> None:
         """Step all that this node holds, from gradients that are all here."""

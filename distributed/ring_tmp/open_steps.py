@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 
@@ -15,11 +16,21 @@ from distributed.ring_tmp.scalars import StepFacts
 from distributed.strategy import BatchPlan
 
 
+class Sums(Protocol):
+    """What backward passes add to."""
+
+    def buffer(self, slot: int) -> torch.Tensor:
+        """The buffer [elements] of a slot."""
+
+    def discard(self) -> None:
+        """Give up what was added so far."""
+
+
 @dataclass
 class _OpenStep:
     """What is there of a step that is not applied."""
 
-    sums: dict[int, GroupSums] = field(default_factory=dict)  # by stage, while backward passes add to it
+    sums: dict[int, Sums] = field(default_factory=dict)  # by stage, while backward passes add to it
     gradients: dict[int, torch.Tensor] = field(default_factory=dict)  # by stage: own ones, complete
     copies: dict[int, torch.Tensor] = field(default_factory=dict)  # by stage: of the node before, for the second copy
     facts: StepFacts = field(default_factory=StepFacts)
@@ -43,7 +54,7 @@ class OpenSteps:
         found = {}
         for stage in stages:
             if stage not in sums:
-                sums[stage] = GroupSums(self._plan, self._gradients, stage)
+                sums[stage] = self._new_sums(stage)
             found[stage] = sums[stage].buffer(slot)
         return found
 
@@ -54,7 +65,9 @@ class OpenSteps:
     def complete(self, step: int, stage: int) -> torch.Tensor:
         """The gradient of a stage whose last backward pass is done."""
         opened = self._step(step)
-        gradient = opened.gradients[stage] = opened.sums.pop(stage).result()
+        sums = opened.sums.pop(stage)
+        assert isinstance(sums, GroupSums)
+        gradient = opened.gradients[stage] = sums.result()
         return gradient
 
     def take_copy(self, step: int, stage: int, gradient: torch.Tensor) -> bool:
@@ -105,6 +118,9 @@ class OpenSteps:
         self.forget()
         self._release(gradient for _, gradient in self._sent)
         self._sent = []
+
+    def _new_sums(self, stage: int) -> Sums:
+        return GroupSums(self._plan, self._gradients, stage)
 
     def _step(self, step: int) -> _OpenStep:
         return self._open.setdefault(step, _OpenStep())

@@ -129,12 +129,16 @@ class Gradients:
 
 
 class GroupSums:
-    """A stage's gradient of one step: slots in ascending order inside groups, groups by the fixed pairwise tree."""
+    """A stage's gradient of one step: slots in ascending order inside groups, groups by the fixed pairwise tree.
 
-    def __init__(self, plan: BatchPlan, gradients: Gradients, stage: int):
+    node: of that tree, where only the groups below it are summed.
+    """
+
+    def __init__(self, plan: BatchPlan, gradients: Gradients, stage: int, node: tuple[int, int] | None = None):
         self._plan, self._gradients, self._stage = plan, gradients, stage
         self._tree = PairwiseSum(gradients)
-        self._group, self._last = 0, -1
+        self._group, self._stop = node or (0, plan.groups)
+        self._last = -1
         self._open = gradients.new(stage)
 
     def buffer(self, slot: int) -> torch.Tensor:
@@ -150,7 +154,7 @@ class GroupSums:
 
     def result(self) -> torch.Tensor:
         """The sum over all groups; nothing may follow."""
-        self._advance(self._plan.groups - 1)
+        self._advance(self._stop - 1)
         self._tree.add(self._open)
         return self._tree.result()
 

@@ -25,6 +25,7 @@ class Setup:
     look: where a step is probed, called with a stage that is stepped, its gradient and what the step took from its
         parameters, both [elements]; a stage and its second copy are stepped by two nodes.
     probed: whether a step is.
+    own_tokens: as `tokens`, with none where a slot is computed by another of several rings; None where there is one.
     """
 
     parts: Sequence[Part]
@@ -36,6 +37,12 @@ class Setup:
     shadows: bool = True
     probed: Callable[[int], bool] = lambda step: False
     look: Callable[[int, torch.Tensor, torch.Tensor], None] = lambda stage, gradient, change: None
+    own_tokens: Callable[[int], Sequence[int]] | None = None
+
+    @property
+    def computed(self) -> Callable[[int], Sequence[int]]:
+        """Target tokens of each slot of a step, 0 of those that this node's ring does not compute."""
+        return self.own_tokens or self.tokens
 
     def new_state(self, stage: int, step: int = 0) -> PartState:
         """An empty state of a stage, after `step`."""

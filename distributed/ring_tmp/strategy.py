@@ -11,7 +11,7 @@ from distributed.agent import Job
 from distributed.parameter_server.staleness import summary_of
 from distributed.ring.nodes_strategy import NodesStrategy
 from distributed.ring_tmp.coordinator import StageRingCoordinator
-from distributed.ring_tmp.cut import cut_model
+from distributed.ring_tmp.cut import Cut, cut_model
 from distributed.ring_tmp.executor import LAGS
 from distributed.ring_tmp.probes import ProbePieces
 from distributed.strategy import Probe, StepStats
@@ -29,6 +29,8 @@ class StageRingStrategy(NodesStrategy[StageRingCoordinator]):
     the state. What is evaluated, and the model in the end, are the newest parameters.
     """
 
+    coordinator = StageRingCoordinator
+
     def __init__(self, options: Mapping[str, Any]):
         super().__init__(options)
         self._lag = LAGS[options["schedule"]]
@@ -37,11 +39,15 @@ class StageRingStrategy(NodesStrategy[StageRingCoordinator]):
     def _new_coordinator(self, job: Job, workload: Mapping[str, Any]) -> StageRingCoordinator:
         self._refuse_gpus()
         self._previous = self._values.detach().clone() if self._lag else None
-        self._cut = cut_model(self._workload, bool(job.options["shadows"]), self._lag)
+        self._cut = self._share_of(cut_model(self._workload, bool(job.options["shadows"]), self._lag))
         self._cut.over(job.options["nodes"])  # not every model can be shared out so far
         places = self._places()
         self._pieces = ProbePieces(self._cut.parts, places)
-        return StageRingCoordinator(job, {"workload": workload, "layout": places}, self._cut)
+        return self.coordinator(job, {"workload": workload, "layout": places}, self._cut)
+
+    def _share_of(self, cut: Cut) -> Cut:
+        """The cut as a ring sees it."""
+        return cut
 
     def step(self, index: int, rate_scale: float = 1.0, probe: bool = False, horizon: int | None = None) -> StepStats:
         """The stats of step `index`, which may have been begun before."""

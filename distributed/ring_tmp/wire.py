@@ -17,7 +17,7 @@ from distributed.links.frames import Frame, as_tensor, json_payload, read_json
 from distributed.ring_tmp.messages import Kind, Message
 
 BY_NAME = (Kind.FORWARD, Kind.BACKWARD)
-FLAT = (Kind.GRADIENT, Kind.STATE)
+FLAT = (Kind.GRADIENT, Kind.STATE, Kind.ACROSS_REDUCE, Kind.ACROSS_GATHER)
 DTYPES = {
     str(one).removeprefix("torch."): one
     for one in (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.int32, torch.bool)
@@ -31,6 +31,9 @@ PHASES = {
     Kind.STATE_END: "stated",
     Kind.WALK: "walk",
     Kind.VERDICT: "verdict",
+    Kind.ACROSS_REDUCE: "reduce",
+    Kind.ACROSS_GATHER: "gather",
+    Kind.ACROSS_WORD: "across",
 }
 """What frames are called where faults are injected; walks and verdicts are of step 0."""
 

@@ -30,6 +30,9 @@ from distributed.timeline import Timeline
 class Worker:
     """Node `job.number`: what comes, and who is to know of it."""
 
+    member: type[RingMember] = RingMember
+    """What plays it."""
+
     def __init__(self, job: Job, control: Control):
         self._control = control
         self._progress, self._listening = control.progress("compute"), control.progress("control")
@@ -39,7 +42,7 @@ class Worker:
         self._links = NeighbourLinks(job, control, self._mailbox, self._new_gradient, self._states.serve)
         self._workload = workload = WorkloadSpec(**job.content["workload"]).build()
         self._meter = ProcessMeter(workload.device, self._links.shared_bytes)
-        self._member = RingMember(job, control, self._links, self._mailbox, Passes(workload), workload, self._timeline)
+        self._member = self.member(job, control, self._links, self._mailbox, Passes(workload), workload, self._timeline)
         self._waiting: list[tuple[Link, Hello]] = []  # nodes that dialled before this one was in a ring
         self._over = False
         self._listener = threading.Thread(target=self._listen, name="control", daemon=True)

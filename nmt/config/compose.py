@@ -85,6 +85,7 @@ def _compose_by_hydra(choices: Sequence[str], conf: Path) -> DictConfig:
 
     ConfigStore.instance().store("schema", _schema(), provider="nmt")
     OmegaConf.register_new_resolver("dim", _dim, replace=True)
+    OmegaConf.register_new_resolver("alone", lambda count: int(count == 1), replace=True)
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(conf), version_base="1.3"):
         return hydra_compose("config", overrides=list(choices))

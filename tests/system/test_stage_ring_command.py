@@ -16,6 +16,7 @@ from nmt.runs import LocalRunStore
 
 Command = Callable[..., tuple[int, str, str]]
 SAME = [*TRAIN, "loss.vocab_chunks=2"]
+TORUS = ["distribution=ring_tmp", "distribution.nodes=1", "distribution.rings=2"]
 RING = ["distribution=ring_tmp", "distribution.mode=stage", "distribution.nodes=2", "distribution.schedule=flush"]
 
 
@@ -31,6 +32,19 @@ def test_it_is_the_run_of_one_process(nmt: Command, tmp_path: Path) -> None:
     assert list(result["distribution"]["processes"]) == ["worker 0", "worker 1"]
     assert sum(map(len, result["distribution"]["cut"]["stages"])) > 4
     assert {path.name for path in (ring / "journals").iterdir()} == {f"timeline-worker-{one}.jsonl" for one in (0, 1)}
+
+
+def test_several_rings_that_lose_a_node_are_the_run_of_one_process(nmt: Command, tmp_path: Path) -> None:
+    assert nmt("train", *SAME, f"paths.runs={tmp_path / 'single'}")[0] == 0
+    lost = ["distribution.faults=[kill@worker1.backward:9]", "distribution.replace_lost=false"]
+    code, _, error = nmt("train", *SAME, *TORUS, *lost, f"paths.runs={tmp_path / 'torus'}")
+    assert code == 0, error
+    (run_id, single, _), (torus_id, torus, result) = the_run(tmp_path / "single"), the_run(tmp_path / "torus")
+    assert torus_id == run_id
+    assert digests(torus) == digests(single)
+    assert losses(torus) == losses(single)
+    assert result["distribution"]["cut"]["rings"] == 1  # of the two that began
+    assert [one["lost"] for one in result["distribution"]["recoveries"]] == ["worker 1"]
 
 
 @pytest.mark.exhaustive

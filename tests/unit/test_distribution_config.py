@@ -79,6 +79,17 @@ MISTAKES: list[tuple[list[str], dict[str, Any], str, str]] = [
     (["name=ring_tmp", "mode=rotate"], {"per": "push"}, "batch.per", "pushes nothing"),
     (["name=ring_tmp", "mode=rotate", "schedule=async"], {}, "distribution.schedule", "or distribution.mode=stage"),
     (["schedule=async"], {}, "distribution.schedule", "distribution.schedule=flush, or distribution.mode=asp or ssp"),
+    (["name=ring_tmp", "mode=rotate", "rings=2"], {}, "distribution.rings", "distribution.mode=stage"),
+    (["name=ring_tmp", "mode=stage", "rings=2", "schedule=async"], {}, "distribution.schedule", "rings=1"),
+    (["name=ring_tmp", "mode=stage", "rings=5"], {}, "distribution.rings", "5 rings cannot share the 4 groups"),
+    (["name=ring_tmp", "mode=stage", "rings=2", "shadows=1"], {}, "distribution.shadows", "have each stage 2 times"),
+    (
+        ["name=ring_tmp", "mode=stage", "rings=2", "nodes=2", "faults=[kill@worker4.sums:1]"],
+        {},
+        "distribution.faults",
+        "worker0 to worker3",
+    ),
+    (["rings=2"], {}, "distribution.rings", "distribution=ring_tmp"),
     (["mode=rotate"], {}, "distribution.mode", "distribution.mode=bsp, or distribution=ring_tmp"),
     (["name=ring_tmp", "mode=stage", "faults=[kill@worker1.sums:1]"], {}, "distribution.faults", "that there is not"),
     (["nodes=2"], {}, "distribution.nodes", "distribution=ring_tmp"),
@@ -138,6 +149,7 @@ def test_a_contradiction_names_the_key_and_the_way_out(
         (["name=ring_tmp", "mode=stage", "nodes=4", "shadows=1", "faults=[drop@worker3.sums:2]"], {}),
         (["name=ring_tmp", "mode=stage", "tls_key=k", "tls_certificate=c"], {}),
         (["name=ring_tmp", "mode=stage", "schedule=async", "nodes=1"], {}),
+        (["name=ring_tmp", "mode=stage", "nodes=2", "rings=4", "faults=[drop@worker7.reduce:2]"], {}),
         (["name=ring_tmp", "mode=rotate", "nodes=4", "shadows=1", "faults=[drop@worker3.gather:2]"], {}),
     ],
 )
@@ -176,6 +188,7 @@ def test_what_is_exact_is_the_same_run_whatever_its_sizes(base: RunConfig) -> No
         ["workers=4", "servers=2", "shadows=1", "sparse=true", "link=tcp", "bucket_mib=1", "checksum=always"],
         ["workers=2", "heartbeat_seconds=0.1", "replace_lost=false", "launcher=external", "bind=0.0.0.0"],
         ["name=ring_tmp", "mode=stage", "schedule=flush", "nodes=3", "shadows=1", "link=tcp"],
+        ["name=ring_tmp", "mode=stage", "nodes=3", "rings=4"],
         ["faults=[kill@worker0.push:2]", "resources.worker.gpu=1", "stands_for=something"],
     ):
         assert training_identity(changed(base, *words)) == single, words
@@ -231,11 +244,23 @@ def test_every_key_either_counts_somewhere_or_is_known_to_be_placement(base: Run
     places = {
         "stands_for", "shadows", "replace_lost", "sparse", "link", "launcher", "bind", "heartbeat_seconds",
         "deadline_seconds", "watchdog_seconds", "tls_certificate", "tls_key", "checksum", "faults", "replay",
-        "resources", "staging", "speeds",
+        "resources", "staging", "speeds", "rings",
     }  # fmt: skip
     counted = {"name", "top_k_momentum"}.union(*(expected for _, expected in INEXACT))
     assert counted | places == {field.name for field in dataclasses.fields(DistributionConfig)}
     assert not counted & places
+
+
+def test_several_rings_have_no_shadows_unless_they_are_asked_for_and_refused() -> None:
+    rings = ["distribution=ring_tmp", "batch.micro_batches=4", "distribution.nodes=2"]
+    assert compose(rings).distribution.shadows == 1
+    several = compose([*rings, "distribution.rings=2"])
+    assert several.distribution.shadows == 0
+    assert len(registry.lookup("bundles", "ring_tmp", "")(dataclasses.asdict(several.distribution), {"CPU": 1.0})) == 5
+    with pytest.raises(
+        UserError, match=r"^distribution\.shadows: 2 rings .*distribution\.shadows=0, or distribution\.r"
+    ):
+        compose([*rings, "distribution.rings=2", "distribution.shadows=1"])
 
 
 def test_a_push_is_another_step_than_one_of_all_workers(base: RunConfig) -> None:

@@ -67,6 +67,8 @@ def test_processes_that_compute_are_workers_or_nodes() -> None:
     served = [*PS, "batch.micro_batches=3", "distribution.workers=3", "distribution.servers=2"]
     assert compute_processes(compose(served)) == 3
     assert compute_processes(compose(["distribution=ring_tmp", "distribution.nodes=4"])) == 4
+    several = ["batch.micro_batches=3", "distribution=ring_tmp", "distribution.nodes=4", "distribution.rings=3"]
+    assert compute_processes(compose(several)) == 12
     assert compute_processes(compose([])) == 1
 
 

@@ -1,0 +1,1 @@
+"""Several rings of stages side by side, whose equal stages sum their gradients: a torus of two dimensions."""
