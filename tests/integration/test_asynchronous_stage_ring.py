@@ -39,9 +39,14 @@ def toy(steps: int = STEPS) -> Undisturbed:
     return delayed(TOY, steps)
 
 
+def dropping(name: str) -> WorkloadSpec:
+    """A small translation model with dropout."""
+    return translation(name, "model.dropout_mix=0.2")
+
+
 @cache
 def translated(name: str) -> Undisturbed:
-    return delayed(translation(name), 4, probed=2)
+    return delayed(dropping(name), 4, probed=2)
 
 
 def assert_equal(wanted: Undisturbed, stats: list[Any], state: Mapping[str, Any]) -> None:
@@ -79,7 +84,8 @@ def evaluated(strategy: StageRingStrategy) -> dict[str, torch.Tensor]:
 def test_translation_models_have_the_bits_of_delayed_gradients_and_of_a_resumed_run(name: str, nodes: int) -> None:
     """With dropout, clipping and a probe; what is evaluated are the newest parameters."""
     wanted = translated(name)
-    with running(f"nodes={nodes}", ASYNC, spec=translation(name)) as strategy:
+    assert any(one.gradient_norm > 0.05 for one in wanted.stats)  # there is something to clip
+    with running(f"nodes={nodes}", ASYNC, spec=dropping(name)) as strategy:
         stats = [strategy.step(1, horizon=1), strategy.step(2, probe=True, horizon=2)]
         saved = strategy.state()
         stats += train(strategy, 3, 4)
