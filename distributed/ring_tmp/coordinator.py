@@ -107,11 +107,14 @@ class StageRingCoordinator(NodesCoordinator[RingView]):
         return int(self._options["nodes"])
 
     def _lay_out(self, numbers: Sequence[int], epoch: int) -> dict[int, Placement]:
-        """By node that is to take part, out of those that are there in ascending order, the placement of its ring."""
+        """By node that is to take part, out of those that are there in ascending order, the placement of its ring.
+
+        In the order of the ring; of several, one ring behind the other.
+        """
         taking = numbers[: self._size(len(numbers))]
         self.sharing = self._cut.among(self._speeds.of(taking))
         self._say_speeds(self.sharing)
-        return dict.fromkeys(taking, self.sharing.placement(epoch))
+        return dict.fromkeys(self.sharing.order, self.sharing.placement(epoch))
 
     def _say_speeds(self, sharing: Sharing) -> None:
         nodes = ", ".join(f"{number} ({speed:g})" for number, speed in zip(sharing.order, sharing.speeds, strict=True))

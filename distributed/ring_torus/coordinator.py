@@ -18,12 +18,12 @@ from distributed.agent import Job
 from distributed.errors import DistributedError
 from distributed.parameter_server.members import RESUMABLE
 from distributed.parameter_server.messages import Member, worker
-from distributed.ring.messages import Ring
 from distributed.ring_tmp.coordinator import StageRingCoordinator
 from distributed.ring_tmp.cut import Cut
 from distributed.ring_tmp.placement import Placement
 from distributed.ring_tmp.probes import Words
 from distributed.ring_tmp.scalars import Decision
+from distributed.ring_torus.layout import placed_alike, rings_of, slowest_of_rank
 from distributed.strategy import StateLost
 
 
@@ -98,29 +98,12 @@ class TorusCoordinator(StageRingCoordinator):
         return nodes * min(self._options["rings"], there // nodes)
 
     def _lay_out(self, numbers: Sequence[int], epoch: int) -> dict[int, Placement]:
-        """Rings of neighbouring numbers, cut at the same places.
-
-        In each, nodes are sorted by speed, so that the slowest of all rings share their stages with the slowest: those
-        that hold the same stages wait for each other in every step, and count as fast as the slowest of them.
-        """
-        nodes, taking = self._options["nodes"], numbers[: self._size(len(numbers))]
+        taking = numbers[: self._size(len(numbers))]
         speeds = self._speeds.of(taking)
-        rings = [
-            sorted(taking[start : start + nodes], key=lambda number: -speeds[number])
-            for start in range(0, len(taking), nodes)
-        ]
-        first = rings[0]
-        columns = {number: min(speeds[ring[rank]] for ring in rings) for rank, number in enumerate(first)}
-        self.sharing = self._cut.among(columns)
+        rings = rings_of(taking, self._options["nodes"], speeds)
+        self.sharing = self._cut.among(slowest_of_rank(rings, speeds))
         self._say_speeds(self.sharing)
-        placement = self.sharing.placement(epoch)
-        found: dict[int, Placement] = {}
-        for ring in rings:
-            alike = dict(zip(first, ring, strict=True))
-            order = tuple(alike[number] for number in placement.ring.order)
-            own = Placement(Ring(epoch, order), tuple(alike[number] for number in placement.owners))
-            found |= dict.fromkeys(ring, own)
-        return found
+        return placed_alike(self.sharing.placement(epoch), rings)
 
     # ------------------------------------------------------------------------------------------------- a loss
 
