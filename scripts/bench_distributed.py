@@ -2,6 +2,7 @@
 
     python scripts/bench_distributed.py                      # minutes; Markdown on stdout, everything as JSON
     python scripts/bench_distributed.py quick=true only=ps   # within 90 seconds
+    python scripts/bench_distributed.py quick=true only=ring # within three minutes
     python scripts/bench_distributed.py only=memory,recovery,ray
 
 Two workers and two servers run on this machine, one thread each. What is compared takes turns within a round, so that

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 import pytest
 from core_quotas import CoreQuota, refusal_of_quotas
 from parameter_server_examples import train, undisturbed
 from stage_ring_examples import STEPS, coordinator_of, process_ids, running, single
 from staged_toy import staged_spec
+
+from distributed.ring_tmp.speeds import NodeSpeeds
 
 
 def test_a_node_with_half_the_processor_time_gets_half_the_work() -> None:
@@ -36,6 +39,18 @@ def test_a_node_with_half_the_processor_time_gets_half_the_work() -> None:
     assert 0.1 < speeds[1] < 0.85
     assert 0.1 < work[1] / work[0] < 0.85
     assert sum(map(len, cut["stages"])) == 24
+
+
+def test_a_fast_node_has_the_stage_that_cannot_be_cut_and_no_bit_differs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(NodeSpeeds, "of", lambda self, numbers: {number: (1.0, 0.25)[number] for number in numbers})
+    spec = staged_spec(words=6000)  # the output is most of it
+    wanted = undisturbed(spec, 3)
+    with running("nodes=2", spec=spec) as strategy:
+        stats = [strategy.step(step, probe=step == 2) for step in (1, 2, 3)]
+        state, cut = strategy.state(), strategy.report()["cut"]
+    assert (cut["nodes"], cut["speeds"]) == ([1, 0], [0.25, 1.0])
+    assert cut["stages"][1][-1] == "output"
+    wanted.assert_equal([replace(one, probe=None) for one in stats], state)
 
 
 @pytest.mark.exhaustive
