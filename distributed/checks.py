@@ -21,6 +21,7 @@ NEUTRAL: Section = {
     "mode": "bsp",
     "schedule": "flush",
     "nodes": 1,
+    "whole_model": True,
     "staleness": 0,
     "workers": 1,
     "servers": 1,
@@ -87,7 +88,7 @@ def ring_allreduce(distribution: Section, batch: Section) -> None:
 
 def ring_tmp(distribution: Section, batch: Section) -> None:
     """Nodes have parts of the model: nothing of workers that have all of it, nor of servers, means anything."""
-    own = ("mode", "schedule", "nodes", "shadows", "watchdog_seconds", "faults")
+    own = ("mode", "schedule", "nodes", "whole_model", "shadows", "watchdog_seconds", "faults")
     _refuse(
         distribution,
         [name for name in (*NEUTRAL, *OF_GRADIENTS) if name not in own],
@@ -103,6 +104,12 @@ def ring_tmp(distribution: Section, batch: Section) -> None:
         )
     if distribution["mode"] == "rotate":
         _enough_groups(distribution, batch, "nodes")
+        _refuse(
+            distribution,
+            ("whole_model",),
+            "mode rotate has no passes without the process that trains",
+            "distribution.mode=stage",
+        )
     _no_pushes(batch, "'ring_tmp' pushes nothing", "batch.per=step, or distribution=parameter_server")
     _deadlines(distribution)
     _tls(distribution)
@@ -111,7 +118,8 @@ def ring_tmp(distribution: Section, batch: Section) -> None:
 
 def parameter_server(distribution: Section, batch: Section) -> None:
     """See conf/distribution/parameter_server.yaml."""
-    _refuse(distribution, ("nodes",), "'parameter_server' has workers and servers", "distribution=ring_tmp")
+    own = ("nodes", "whole_model")
+    _refuse(distribution, own, "'parameter_server' has workers and servers", "distribution=ring_tmp")
     if distribution["mode"] in ("stage", "rotate"):
         raise DistributedError(
             "a parameter server's workers have the whole model",

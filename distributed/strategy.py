@@ -196,11 +196,20 @@ class Workload(Protocol):
         cut. In a flat buffer (`distributed.arithmetic.FlatParameters`) all elements lie where they do otherwise.
         """
 
-    def outline(self) -> torch.nn.Module:
-        """The model of `build_model(fine=True)` whose parameters have shapes and no values, on torch's meta device.
+    def outline(self, fine: bool = True) -> torch.nn.Module:
+        """The model of `build_model` whose parameters have shapes and no values, on torch's meta device.
 
         It is for a process that holds some of the parameters, and gives them to the model itself. Where the model
         cannot be built in this way, it is the whole one.
+        """
+
+    def first_values(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """Elements of a parameter of `build_model()`, flat and on the CPU, without the others."""
+
+    def scored_slot(self, batch: Mapping[str, torch.Tensor]) -> Any:
+        """A slot of sentences that whoever evaluates gives; of it, the last stage makes scores instead of a loss.
+
+        What they are is the matter of those who evaluate the model, as what a batch is.
         """
 
     def stages(self, model: torch.nn.Module, fine: bool = False) -> Sequence[Stage]:

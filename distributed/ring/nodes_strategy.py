@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -44,12 +44,16 @@ class NodesStrategy(MembersStrategy[Nodes]):
         """Have a step done, and some ahead; returns who will tell of it."""
         coordinator = self._running()
         if not self._begun:
-            coordinator.begin(index, [self._values, *self._moments.values()], self._updates)
+            coordinator.begin(index, self._buffers(), self._updates)
             self._begun, self._granted = True, index - 1
         through = self._ask_for(index, horizon)
         if through is not None:
             coordinator.grant(index - 1, through, rate_scale, index if probe else 0)
         return coordinator
+
+    def _buffers(self) -> Sequence[Any]:
+        """The state that nodes begin with, as their coordinator takes it: parameters, then the optimizer's slots."""
+        return [self._values, *self._moments.values()]
 
     def _places(self) -> dict[str, tuple[int, int]]:
         """By parameter, where it lies in the flat buffer."""

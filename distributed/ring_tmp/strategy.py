@@ -9,7 +9,7 @@ from typing import Any
 from distributed.agent import Job
 from distributed.ring.nodes_strategy import NodesStrategy
 from distributed.ring_tmp.coordinator import StageRingCoordinator
-from distributed.ring_tmp.cut import cut_model
+from distributed.ring_tmp.cut import Cut, cut_model
 from distributed.ring_tmp.probes import ProbePieces
 from distributed.strategy import Probe, StepStats
 
@@ -25,12 +25,19 @@ class StageRingStrategy(NodesStrategy[StageRingCoordinator]):
 
     def _new_coordinator(self, job: Job, workload: Mapping[str, Any]) -> StageRingCoordinator:
         self._refuse_gpus()
-        self._cut = cut_model(self._workload, bool(job.options["shadows"]))
+        self._cut = self._cut_model(bool(job.options["shadows"]))
         partition = self._cut.over(job.options["nodes"])  # not every model can be shared out so far
         log.info("run %s: %s", job.run, partition.limit)
         places = self._places()
         self._pieces = ProbePieces(self._cut.parts, places)
-        return StageRingCoordinator(job, {"workload": workload, "layout": places}, self._cut)
+        return self._coordinator_of(job, {"workload": workload, "layout": places})
+
+    def _cut_model(self, shadows: bool) -> Cut:
+        """Where the model can be cut, and what its stages cost."""
+        return cut_model(self._workload, shadows)
+
+    def _coordinator_of(self, job: Job, content: Mapping[str, Any]) -> StageRingCoordinator:
+        return StageRingCoordinator(job, content, self._cut)
 
     def step(self, index: int, rate_scale: float = 1.0, probe: bool = False, horizon: int | None = None) -> StepStats:
         """The stats of step `index`, which may have been begun before."""
