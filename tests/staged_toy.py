@@ -152,8 +152,11 @@ class StagedToy:
     def build_model(self, fine: bool = False) -> torch.nn.Module:
         return StagedModel(self._stages, self._units, self._words)
 
-    def outline(self) -> torch.nn.Module:
+    def outline(self, fine: bool = True) -> torch.nn.Module:
         return StagedModel(self._stages, self._units, self._words, is_outline=True)
+
+    def first_values(self, name: str, start: int, stop: int) -> Tensor:
+        return dict(self.build_model().named_parameters())[name].detach().view(-1)[start:stop]
 
     def stages(self, model: torch.nn.Module, fine: bool = False) -> Sequence[Layer | Output]:
         assert isinstance(model, StagedModel)

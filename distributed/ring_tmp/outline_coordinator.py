@@ -190,5 +190,5 @@ def _refused(directory: Path, why: str) -> DistributedError:
     return DistributedError(
         f"cannot be written: {why}",
         where=str(directory),
-        hint="make room, or choose a writable paths.runs; the last good checkpoint is intact and the same command resumes",
+        hint="make room, or choose a writable paths.runs; the last checkpoint is intact, and the same command goes on",
     )
