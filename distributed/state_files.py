@@ -5,6 +5,7 @@ elements of which parameter of the *whole* model a tensor is, an index says, tha
 last. So it is read by the whole model's names and elements, whatever cut it was written with or is read for.
 
 Files are mapped into memory: what nobody looks at is not read, and what was looked at is the file system's to forget.
+Torch is loaded by whoever reads or writes, not by whoever imports this.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 PARAMETERS = ""  # where slots of the optimizer have their names
 
@@ -73,6 +75,8 @@ class StateIndex(NamedTuple):
 
 def write_file(path: Path, content: Mapping[str, Any]) -> None:
     """Put a file whole, so that its name stands for what is on the disk. Raises OSError."""
+    import torch
+
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
@@ -91,6 +95,8 @@ class StateFiles:
     """
 
     def __init__(self, directory: Path, index: StateIndex):
+        import torch
+
         self.index = index
         self._files = {
             name: torch.load(directory / name, map_location="cpu", weights_only=True, mmap=True) for name in index.files
@@ -101,7 +107,7 @@ class StateFiles:
         return TensorsInFiles(self.index, self._files, slot)
 
 
-class TensorsInFiles(Mapping[str, torch.Tensor]):
+class TensorsInFiles(Mapping[str, "torch.Tensor"]):
     """Tensors of a state by the whole model's names. One that lies in several files is put together each time."""
 
     def __init__(self, index: StateIndex, files: Mapping[str, Mapping[str, Any]], slot: str):
@@ -111,8 +117,7 @@ class TensorsInFiles(Mapping[str, torch.Tensor]):
         }
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        shape, pieces = self._index.shapes[name], list(self.pieces(name))
-        return (pieces[0] if len(pieces) == 1 else torch.cat(pieces)).view(shape)
+        return _joined(list(self.pieces(name))).view(self._index.shapes[name])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._index.shapes)
@@ -138,7 +143,13 @@ class TensorsInFiles(Mapping[str, torch.Tensor]):
             for piece in self._index.pieces[name]
             if piece.start < stop and start < piece.stop
         ]
-        return found[0] if len(found) == 1 else torch.cat(found)
+        return _joined(found)
+
+
+def _joined(pieces: list[torch.Tensor]) -> torch.Tensor:
+    import torch
+
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
 
 def elements(tensors: Mapping[str, torch.Tensor], name: str, start: int, stop: int) -> torch.Tensor:

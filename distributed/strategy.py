@@ -35,6 +35,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from distributed.errors import DistributedError as DistributedError  # part of the interface: what strategies raise
 from distributed.errors import LinkError as LinkError
+from distributed.state_files import Piece as Piece  # states that several processes have written
+from distributed.state_files import StateFiles as StateFiles
+from distributed.state_files import StateIndex as StateIndex
+from distributed.state_files import TensorsInFiles as TensorsInFiles
+from distributed.state_files import write_file as write_file
 
 if TYPE_CHECKING:
     import torch
@@ -265,14 +270,20 @@ class Strategy(Protocol):
     def state(self) -> dict[str, Any]:
         """Parameters and optimizer state by parameter name, on the CPU: the same form whatever the strategy.
 
-        Called at rest, as `load_state` and `evaluation_model` are. A strategy may add entries of its own.
+        Called at rest, as `load_state` and `evaluation_model` are. A strategy may add entries of its own. With an entry
+        `files` the tensors are in files already, beside the checkpoint of the step: they are read from there as they
+        are looked at, and the entry, a `StateIndex` as plain data, is what a checkpoint has to hold in their place.
         """
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Restore what `state()` returned, bit for bit; that of another strategy too."""
 
     def evaluation_model(self) -> AbstractContextManager[torch.nn.Module]:
-        """The current model for decoding, in evaluation mode, complete in this process."""
+        """The current model for decoding, in evaluation mode, complete in this process.
+
+        Or, where no process has all of it, one whose parameters have no values, with a method `scores`: it takes
+        batches (see `Workload.scored_slot`), and yields for each what the last stage makes of it.
+        """
 
     def journals(self) -> Mapping[str, bytes]:
         """What is to be appended to journals of the run since the last call, by file name; asked for at rest.

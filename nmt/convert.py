@@ -100,7 +100,7 @@ def _whole(content: dict[str, Any]) -> dict[str, Any]:
 
 def _in_parts(content: dict[str, Any], directory: Path) -> dict[str, Any]:
     """Write a file for the parameters of each module; returns the content of the index."""
-    from distributed.state_files import Piece, StateIndex, write_file
+    from distributed.strategy import Piece, StateIndex, write_file
     from nmt.models.parameters import module_of
 
     parameters: dict[str, Tensor] = content["parameters"]

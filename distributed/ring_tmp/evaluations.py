@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from distributed.agent import Control
+from distributed.links.faults import Faults
 from distributed.progress import Progress
 from distributed.ring_tmp.messages import Kind, Message, Outbox
 from distributed.ring_tmp.node import RingTmpNode
@@ -25,8 +26,9 @@ Tensors = Mapping[str, torch.Tensor]
 class Evaluations:
     """Batches that have not passed all ranges of node `number`, in the order of their numbers."""
 
-    def __init__(self, number: int, passes: Passes, outbox: Outbox, control: Control):
-        self._number, self._passes, self._outbox, self._control = number, passes, outbox, control
+    def __init__(self, number: int, passes: Passes, outbox: Outbox, control: Control, faults: Faults):
+        self._number, self._passes, self._outbox = number, passes, outbox
+        self._control, self._faults = control, faults
         self._batches: dict[tuple[int, int], Tensors] = {}  # by epoch and number
         self._left: dict[tuple[int, int], list[StageRange]] = {}  # the same: ranges that are still to be passed
         self._arrived: dict[tuple[int, int, int], Tensors] = {}  # by epoch, number and the first stage of the range
@@ -58,6 +60,7 @@ class Evaluations:
             one = next((one for one in left if one.is_first or (*at, one.start) in self._arrived), None)
             if one is not None:
                 progress.work("evaluate", node.applied)
+                self._faults.reach("score", node.applied)
                 self._pass(node, at, one)
                 left.remove(one)
                 if not left:

@@ -43,7 +43,8 @@ class Worker:
         self._meter = ProcessMeter(workload.device, self._links.shared_bytes)
         passes = Passes(workload)
         self._member = RingMember(job, control, self._links, self._mailbox, passes, workload, self._timeline)
-        self._evaluations = Evaluations(job.number, passes, self._links, control)
+        self._faults = job.faults()
+        self._evaluations = Evaluations(job.number, passes, self._links, control, self._faults)
         self._waiting: list[tuple[Link, Hello]] = []  # nodes that dialled before this one was in a ring
         self._over = False
         self._listener = threading.Thread(target=self._listen, name="control", daemon=True)
@@ -172,6 +173,7 @@ class Worker:
         if node is None or node.placement.ring.epoch != order["epoch"] or node.applied != order["step"]:
             return
         self._progress.work("write", node.applied)
+        self._faults.reach("write", node.applied)
         own = self._member.own_states
         stages, refused = write_own(Path(order["directory"]), order["word"], own)
         updates = max((state.updates for state in own.values()), default=0)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from distributed.state_files import StateFiles, StateIndex, TensorsInFiles
+from distributed.strategy import StateFiles, StateIndex, TensorsInFiles
 from nmt.config import explain_difference, from_dict, training_identity
 from nmt.config.schema import RunConfig
 from nmt.config.seeds import drawn

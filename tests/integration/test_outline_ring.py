@@ -26,8 +26,8 @@ from distributed.ring_tmp.outline_strategy import OutlineRingStrategy
 from distributed.single import SingleStrategy
 from distributed.strategy import WorkloadSpec
 from nmt.cli import main
-from nmt.events import EVENTS, read_events
 from nmt.evaluation.decode import teacher_forced
+from nmt.events import EVENTS, read_events
 from nmt.models.parameters import count_parameters
 from nmt.runs import LocalRunStore
 from nmt.training.checkpoint import list_checkpoints, read_checkpoint

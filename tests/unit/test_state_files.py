@@ -51,7 +51,9 @@ def state(seed: int = 1) -> dict[str, Any]:
 def write_parts(directory: Path, own: dict[str, Any], cut: tuple[Part, ...]) -> StateIndex:
     """Files of stages, as nodes write them from their buffers."""
     whole = Whole(flat_layout(SHAPES)[0])
-    sources = {slot: whole.source_of(named) for slot, named in [(PARAMETERS, own["parameters"]), *own["optimizer"].items()]}
+    sources = {
+        slot: whole.source_of(named) for slot, named in [(PARAMETERS, own["parameters"]), *own["optimizer"].items()]
+    }
     directory.mkdir(parents=True, exist_ok=True)
     for number, part in enumerate(cut):
         buffers = {slot: source(part) for slot, source in sources.items()}
@@ -93,7 +95,9 @@ def test_a_checkpoint_in_parts_is_read_as_one_in_one_file(tmp_path: Path) -> Non
     content = read_checkpoint(path)
     assert_holds(content, own)
     for kind in ("parameters", "optimizer"):
-        assert digest_tensors(content[kind]) == digest_tensors(read_checkpoint(whole)[kind]) == digest_tensors(own[kind])
+        assert (
+            digest_tensors(content[kind]) == digest_tensors(read_checkpoint(whole)[kind]) == digest_tensors(own[kind])
+        )
 
 
 def test_what_was_cut_in_one_way_is_read_by_elements_for_another(tmp_path: Path) -> None:
