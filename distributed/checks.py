@@ -110,6 +110,13 @@ def ring_tmp(distribution: Section, batch: Section) -> None:
             "mode rotate has no passes without the process that trains",
             "distribution.mode=stage",
         )
+    if not distribution["whole_model"] and distribution["schedule"] != "flush":
+        raise DistributedError(
+            "files of stages hold one version of the parameters, and this schedule goes on from two",
+            where="distribution.schedule",
+            allowed=["flush"],
+            hint="distribution.schedule=flush, or distribution.whole_model=true",
+        )
     _no_pushes(batch, "'ring_tmp' pushes nothing", "batch.per=step, or distribution=parameter_server")
     _deadlines(distribution)
     _tls(distribution)

@@ -140,6 +140,28 @@ def test_files_of_stages_are_of_no_number_of_nodes_and_of_no_strategy(tmp_path: 
         wanted.assert_equal(stats + train(four, 5, STEPS), four.state())
 
 
+@pytest.mark.parametrize("fault", [
+    "kill@worker1.score:3",
+    *(pytest.param(fault, marks=pytest.mark.exhaustive) for fault in (
+        "kill@worker0.score:3", "kill@worker2.score:3", "drop@worker0.scored:3", "corrupt@worker1.scored:3",
+        "kill@worker0.write:3", "kill@worker2.write:3",
+    )),
+])  # fmt: skip
+def test_a_node_may_be_lost_while_it_evaluates_or_writes(tmp_path: Path, fault: str) -> None:
+    spec = translation("gru")
+    process = SingleStrategy({})
+    process.start(spec)
+    text = process.workload.prepared.validation
+    process.load_state(translated("gru").state)
+    with outlines(tmp_path, spec, "nodes=3", "replace_lost=false", f"faults=[{fault}]") as strategy:
+        stats = [strategy.step(step, probe=step == 2) for step in (1, 2, 3)]
+        with strategy.evaluation_model() as model, process.evaluation_model() as whole:
+            assert teacher_forced(model, text, batch_size=2) == teacher_forced(whole, text, batch_size=2)
+        translated("gru").assert_equal(stats, strategy.state())
+        lost = strategy.report()["lost"]
+    assert lost["workers"] + lost["links"] >= 1
+
+
 def evaluations(directory: Path) -> list[dict[str, Any]]:
     """What a run recorded of each evaluation that a run without decoding can know."""
     records = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from nmt.config import compose
 from nmt.data.prepare import EncodedText
+from nmt.data.vocabulary import EOS
 from nmt.evaluation.decode import teacher_forced
 from nmt.training.workload import TranslationWorkload
 
@@ -41,7 +42,7 @@ class InStages(torch.nn.Module):
     ["model=attentional", *SIZES, "loss.vocab_chunks=1"],
     ["model=attentional", *SIZES, "model.encoder.cell.kind=lstm", "model.decoder.cell.kind=lstm",
      "model.encoder.reverse_source=true", "loss.vocab_chunks=3"],
-    ["model=attentional", *SIZES, "model.attention.name=none", "model.bridge=dense", "loss.vocab_chunks=2"],
+    ["model=attentional", *SIZES, "model/attention=none_state", "model/bridge=projection", "loss.vocab_chunks=2"],
     ["model=transformer", *SIZES, "model.encoder.layers=2", "model.decoder.layers=2", "loss.vocab_chunks=4"],
     ["model=transformer", *SIZES, "loss.vocab_chunks=2", "training.precision=bf16"],
     ["model=attentional", *SIZES, "model.embedding.tie_output=true"],
@@ -50,9 +51,18 @@ def test_they_are_those_of_the_whole_model(words: list[str]) -> None:
     workload = TranslationWorkload(compose([*SMALL, *words]), "cpu")
     text = workload.prepared.train
     some = EncodedText(list(text.source)[:40], list(text.target)[:40])
-    in_stages = InStages(workload)
+    whole, in_stages = workload.build_model(), InStages(workload)
+    # The end of a sentence is the first choice then at least where it is due.
+    bias = torch.randn(len(whole.output.bias), generator=torch.Generator().manual_seed(1)) / 2
+    bias[EOS] = 3.0
+    with torch.no_grad():
+        whole.output.bias.copy_(bias)
+        for name, own in in_stages.model.named_parameters():
+            if name.startswith("output.bias"):
+                chunk = name.removeprefix("output.bias").removeprefix(".")
+                own.copy_(bias[in_stages.model.output.rows[int(chunk)]] if chunk else bias)
     with workload.autocast():
-        wanted = teacher_forced(workload.build_model(), some, batch_size=16)
+        wanted = teacher_forced(whole, some, batch_size=16)
         found = teacher_forced(in_stages, some, batch_size=16)
     assert found == wanted
     assert in_stages.batches > 1
