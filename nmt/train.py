@@ -179,8 +179,8 @@ def train_in_foreground(config: RunConfig) -> RunOutcome:
         console.print(f"[red]diverged[/]: {outcome.error}")
     record = outcome.record
     if not config.distribution.whole_model:
-        scores = f"nmt evaluate run={run_id}"
-        console.print(f"nothing is decoded with distribution.whole_model=false; where the model fits: {scores}")
+        why = "nothing is decoded with distribution.whole_model=false"
+        console.print(f"{why}; where the model fits: nmt evaluate run={run_id}", highlight=False, soft_wrap=True)
     if record:
         print(_scores(record, config.validation.metric))
         further = f"nmt translate run={run_id}   nmt evaluate run={run_id} search=beam10"
