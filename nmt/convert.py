@@ -22,8 +22,8 @@ step-<step>.parts/, and their index as step-<step>.pt. Every verb reads both for
 `whole` is for copying a checkpoint away as one file, `parts` for reading a large one in pieces. Neither changes a bit.
 
 Examples:
-  nmt convert run=3f2a91c07be4/s2 to=whole
-  nmt convert checkpoint=runs/3f2a91c07be4/s2/checkpoints/step-00002000.pt to=parts
+  nmt convert run=3f2a91c07be4/s2 form=whole
+  nmt convert checkpoint=runs/3f2a91c07be4/s2/checkpoints/step-00002000.pt form=parts
 """
 
 
@@ -33,11 +33,11 @@ class ConvertOptions:
 
     run: str = option("", "run id, a unique beginning of one, or a run directory: all its checkpoints")
     checkpoint: list[str] = option(list, "instead of a run: checkpoint files")
-    to: str = option("whole", "one file, or files of parts and their index", choices=FORMS)
+    form: str = option("whole", "one file, or files of parts and their index", choices=FORMS)
     runs: str = option("", "directory of runs; unset: $NMT_RUNS, else runs", key="paths.runs")
 
 
-def convert(path: Path, to: str) -> bool:
+def convert(path: Path, form: str) -> bool:
     """Put a checkpoint of a run into another form, in its place; False where it has that already.
 
     The file is replaced at once, so that there is a whole checkpoint at any moment. Raises UserError for what is no
@@ -51,10 +51,10 @@ def convert(path: Path, to: str) -> bool:
     if store.is_claimed(run_id):
         raise UserError("is being trained", where=f"run {run_id}", hint="convert its checkpoints when that is over")
     content = read_checkpoint(path, lazily=True)
-    if ("files" in content) == (to == "parts"):
+    if ("files" in content) == (form == "parts"):
         return False
     name = f"checkpoints/{path.name}"
-    if to == "whole":
+    if form == "whole":
         _write(store, run_id, name, _whole(content))
         store.delete(run_id, directory_of(name))
     else:
@@ -84,8 +84,8 @@ def main(argv: Sequence[str]) -> int:
 
         paths = find_checkpoints([options.run] if options.run else [], options.checkpoint, options.runs, "nmt convert")
     for path in paths:
-        done = convert(path, options.to)
-        print(f"{path}: {'converted' if done else f'is of the form {options.to} already'}")
+        done = convert(path, options.form)
+        print(f"{path}: {'converted' if done else f'is of the form {options.form} already'}")
     return 0
 
 

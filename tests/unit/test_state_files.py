@@ -144,20 +144,20 @@ def test_forms_are_converted_into_each_other_and_back(
     monkeypatch.setenv("NMT_RUNS", str(tmp_path))
     own = state()
     path = in_parts(tmp_path, 4, own, 32, 48)
-    assert main(["convert", f"run={RUN}", "to=whole"]) == 0
+    assert main(["convert", f"run={RUN}", "form=whole"]) == 0
     assert capsys.readouterr().out == f"{path}: converted\n"
     assert not path.with_suffix(".parts").exists()
     assert "files" not in torch.load(path, weights_only=True)
     assert_holds(read_checkpoint(path), own)
     size = sum(4 * shape.numel() for shape in SHAPES.values()) * 3
     assert size < path.stat().st_size < size + 10_000  # a tensor's own elements, and not the file that it came from
-    assert main(["convert", f"checkpoint={path}", "to=whole"]) == 0
+    assert main(["convert", f"checkpoint={path}", "form=whole"]) == 0
     assert capsys.readouterr().out == f"{path}: is of the form whole already\n"
-    assert main(["convert", f"checkpoint={path}", "to=parts"]) == 0
+    assert main(["convert", f"checkpoint={path}", "form=parts"]) == 0
     assert "parameters" not in torch.load(path, weights_only=True)
     assert_holds(read_checkpoint(path), own)
     capsys.readouterr()
-    assert main(["convert", f"run={RUN}", "to=pieces"]) == 2
+    assert main(["convert", f"run={RUN}", "form=pieces"]) == 2
     assert "allowed: whole, parts" in capsys.readouterr().err
 
 
