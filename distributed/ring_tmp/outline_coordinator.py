@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import secrets
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 
 from distributed.agent import Job
 from distributed.errors import DistributedError
+from distributed.parameter_server.members import RESUMABLE
 from distributed.parameter_server.messages import Member, worker
 from distributed.ring_tmp.coordinator import StageRingCoordinator
 from distributed.ring_tmp.cut import Cut
@@ -47,7 +49,7 @@ class OutlineCoordinator(StageRingCoordinator):
 
         Raises DistributedError where the disk refuses, StateLost where only a checkpoint can go on.
         """
-        word = secrets.token_hex(16)
+        word, limit = secrets.token_hex(16), math.inf
         try:
             directory.mkdir(parents=True, exist_ok=True)
             (directory / PROOF).write_text(word, encoding="utf-8")
@@ -56,6 +58,9 @@ class OutlineCoordinator(StageRingCoordinator):
                     updates = self._try_to_save(step, directory, word, slots)
                     if updates is not None:
                         return updates
+                    limit = min(limit, time.monotonic() + 10 * self._options["deadline_seconds"])
+                    if time.monotonic() > limit:
+                        raise DistributedError("no links to the nodes last", where=self.where, hint=RESUMABLE)
             finally:
                 (directory / PROOF).unlink(missing_ok=True)
         except OSError as error:

@@ -26,11 +26,13 @@ from distributed.ring_tmp.outline_strategy import OutlineRingStrategy
 from distributed.single import SingleStrategy
 from distributed.strategy import TensorsInFiles, WorkloadSpec
 from nmt.cli import main
+from nmt.config.schema import SearchConfig
 from nmt.evaluation.decode import teacher_forced
 from nmt.events import EVENTS, read_events
 from nmt.models.parameters import count_parameters
 from nmt.runs import LocalRunStore
-from nmt.training.checkpoint import list_checkpoints, read_checkpoint
+from nmt.training.checkpoint import digest_tensors, list_checkpoints, read_checkpoint
+from sweeps.tracking.model_package import write_data
 
 # The metric is one that needs no decoding; evaluations at 4 and 8.
 TINY = [
@@ -216,6 +218,11 @@ def test_a_command_line_trains_loses_its_state_and_goes_on_from_the_parts(
     assert main(["evaluate", f"run={ring}"]) == 0
     (decoded,), (wanted,) = ([path.read_text() for path in one.glob("decodes/*.txt")] for one in (ring, single))
     assert decoded == wanted
+    # And a model that is packed for others is one file.
+    best = (LocalRunStore(tmp_path / "ring").read_json(run_id, "result.json") or {})["best"]
+    write_data(ring / best["checkpoint"], best["checkpoint_digest"], "row", SearchConfig(), tmp_path / "package")
+    packed = torch.load(tmp_path / "package" / "checkpoints" / "best.pt", weights_only=True)["parameters"]
+    assert digest_tensors(packed) == best["checkpoint_digest"]
 
 
 LOST = ["distribution.nodes=2", "distribution.shadows=0", "distribution.faults=[kill@worker1.forward:6]"]
