@@ -27,11 +27,13 @@ from distributed.single import SingleStrategy
 from distributed.strategy import TensorsInFiles, WorkloadSpec
 from nmt.cli import main
 from nmt.config.schema import SearchConfig
+from nmt.data.prepare import EncodedText
 from nmt.evaluation.decode import teacher_forced
 from nmt.events import EVENTS, read_events
 from nmt.models.parameters import count_parameters
 from nmt.runs import LocalRunStore
 from nmt.training.checkpoint import digest_tensors, list_checkpoints, read_checkpoint
+from nmt.training.workload import TranslationWorkload
 from sweeps.tracking.model_package import write_data
 
 # The metric is one that needs no decoding; evaluations at 4 and 8.
@@ -63,11 +65,17 @@ def goes_on(spec: WorkloadSpec, state: dict[str, Any], first: int, last: int) ->
         return train(process, first, last), process.state()
 
 
+def validation_text(process: SingleStrategy) -> EncodedText:
+    """What a translation workload validates with."""
+    assert isinstance(process.workload, TranslationWorkload)
+    return process.workload.prepared.validation
+
+
 def test_it_trains_evaluates_and_writes_with_the_bits_of_one_process(tmp_path: Path) -> None:
     spec = translation("gru")
     process = SingleStrategy({})
     process.start(spec)
-    text = process.workload.prepared.validation
+    text = validation_text(process)
     with outlines(tmp_path, spec, "nodes=2") as strategy:
         stats = [strategy.step(step, probe=step == 2) for step in (1, 2, 3)]
         state = strategy.state()
@@ -169,7 +177,7 @@ def test_a_node_may_be_lost_while_it_evaluates_or_writes(tmp_path: Path, fault: 
     spec = translation("gru")
     process = SingleStrategy({})
     process.start(spec)
-    text = process.workload.prepared.validation
+    text = validation_text(process)
     process.load_state(translated("gru").state)
     with outlines(tmp_path, spec, "nodes=3", "replace_lost=false", faults=[fault]) as strategy:
         stats = [strategy.step(step, probe=step == 2) for step in (1, 2, 3)]
