@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 from parameter_server_examples import assert_equal_states, started, train, undisturbed
-from stage_ring_examples import STEPS, one_thread, options
+from stage_ring_examples import STEPS, one_thread, options, process_ids
 from staged_toy import staged_spec
 from test_stage_ring_processes import translated, translation
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -24,7 +25,7 @@ from torch.utils._pytree import tree_leaves
 from distributed.ring_tmp import outline_coordinator
 from distributed.ring_tmp.outline_strategy import OutlineRingStrategy
 from distributed.single import SingleStrategy
-from distributed.strategy import TensorsInFiles, WorkloadSpec
+from distributed.strategy import StateLost, TensorsInFiles, WorkloadSpec
 from nmt.cli import main
 from nmt.config.schema import SearchConfig
 from nmt.data.prepare import EncodedText
@@ -166,6 +167,23 @@ def test_files_of_stages_are_of_no_number_of_nodes_and_of_no_strategy(tmp_path: 
     with outlines(tmp_path, spec, "nodes=4") as four:
         four.load_state(goes_on(spec, first, 3, 4)[1])
         wanted.assert_equal(stats + train(four, 5, STEPS), four.state())
+
+
+@pytest.mark.exhaustive
+def test_behind_two_neighbours_that_are_lost_at_once_others_go_on_from_the_parts(tmp_path: Path) -> None:
+    spec = translation("gru")
+    wanted = undisturbed(spec, STEPS)
+    with outlines(tmp_path, spec, "nodes=3", "replace_lost=false") as three:
+        stats, state = train(three, 1, 3), three.state()
+        processes = process_ids(three)
+        for sent in (signal.SIGSTOP, signal.SIGKILL):
+            for number in (1, 2):
+                os.kill(processes[number], sent)
+        with pytest.raises(StateLost, match="on node 1 and on the next, and both are gone"):
+            train(three, 4, STEPS)
+    with outlines(tmp_path, spec, "nodes=2") as two:
+        two.load_state(state)
+        wanted.assert_equal(stats + train(two, 4, STEPS), two.state())
 
 
 @pytest.mark.exhaustive
