@@ -22,6 +22,7 @@ NEUTRAL: Section = {
     "schedule": "flush",
     "nodes": 1,
     "rings": 1,
+    "whole_model": True,
     "staleness": 0,
     "workers": 1,
     "servers": 1,
@@ -89,7 +90,7 @@ def ring_allreduce(distribution: Section, batch: Section) -> None:
 
 def ring_tmp(distribution: Section, batch: Section) -> None:
     """Nodes have parts of the model: nothing of workers that have all of it, nor of servers, means anything."""
-    own = ("mode", "schedule", "nodes", "rings", "shadows", "speeds", "watchdog_seconds", "faults")
+    own = ("mode", "schedule", "nodes", "rings", "shadows", "speeds", "whole_model", "watchdog_seconds", "faults")
     _refuse(
         distribution,
         [name for name in (*NEUTRAL, *OF_GRADIENTS) if name not in own],
@@ -110,8 +111,21 @@ def ring_tmp(distribution: Section, batch: Section) -> None:
         _refuse(distribution, ("speeds",), "in mode rotate all nodes do as much", "distribution.mode=stage")
         _refuse(distribution, ("rings",), "in mode rotate more nodes share the data already", "distribution.mode=stage")
         _enough_groups(distribution, batch, "nodes")
+        _refuse(
+            distribution,
+            ("whole_model",),
+            "mode rotate has no passes without the process that trains",
+            "distribution.mode=stage",
+        )
     if distribution["rings"] > 1:
         _several_rings(distribution, batch)
+    if not distribution["whole_model"] and distribution["schedule"] != "flush":
+        raise DistributedError(
+            "files of stages hold one version of the parameters, and this schedule goes on from two",
+            where="distribution.schedule",
+            allowed=["flush"],
+            hint="distribution.schedule=flush, or distribution.whole_model=true",
+        )
     _no_pushes(batch, "'ring_tmp' pushes nothing", "batch.per=step, or distribution=parameter_server")
     _deadlines(distribution)
     _tls(distribution)
@@ -128,13 +142,14 @@ def _several_rings(distribution: Section, batch: Section) -> None:
         "distribution.rings=1",
     )
     _refuse(distribution, ("schedule",), "several rings have schedule flush only", "distribution.rings=1")
+    _refuse(distribution, ("whole_model",), "only one ring evaluates by itself", "distribution.rings=1")
     _enough_groups(distribution, batch, "rings")
 
 
 def parameter_server(distribution: Section, batch: Section) -> None:
     """See conf/distribution/parameter_server.yaml."""
     own = "'parameter_server' has workers and servers"
-    _refuse(distribution, ("nodes", "rings", "speeds"), own, "distribution=ring_tmp")
+    _refuse(distribution, ("nodes", "rings", "speeds", "whole_model"), own, "distribution=ring_tmp")
     waits = "a parameter server waits as distribution.mode says"
     _refuse(distribution, ("schedule",), waits, "distribution.mode=asp or ssp")
     if distribution["mode"] in ("stage", "rotate"):

@@ -35,6 +35,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from distributed.errors import DistributedError as DistributedError  # part of the interface: what strategies raise
 from distributed.errors import LinkError as LinkError
+from distributed.state_files import Piece as Piece  # states that several processes have written
+from distributed.state_files import StateFiles as StateFiles
+from distributed.state_files import StateIndex as StateIndex
+from distributed.state_files import TensorsInFiles as TensorsInFiles
+from distributed.state_files import write_file as write_file
 
 if TYPE_CHECKING:
     import torch
@@ -196,11 +201,20 @@ class Workload(Protocol):
         cut. In a flat buffer (`distributed.arithmetic.FlatParameters`) all elements lie where they do otherwise.
         """
 
-    def outline(self) -> torch.nn.Module:
-        """The model of `build_model(fine=True)` whose parameters have shapes and no values, on torch's meta device.
+    def outline(self, fine: bool = True) -> torch.nn.Module:
+        """The model of `build_model` whose parameters have shapes and no values, on torch's meta device.
 
         It is for a process that holds some of the parameters, and gives them to the model itself. Where the model
         cannot be built in this way, it is the whole one.
+        """
+
+    def first_values(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """Elements of a parameter of `build_model()`, flat and on the CPU, without the others."""
+
+    def scored_slot(self, batch: Mapping[str, torch.Tensor]) -> Any:
+        """A slot of sentences that whoever evaluates gives; of it, the last stage makes scores instead of a loss.
+
+        What they are is the matter of those who evaluate the model, as what a batch is.
         """
 
     def stages(self, model: torch.nn.Module, fine: bool = False) -> Sequence[Stage]:
@@ -257,14 +271,20 @@ class Strategy(Protocol):
     def state(self) -> dict[str, Any]:
         """Parameters and optimizer state by parameter name, on the CPU: the same form whatever the strategy.
 
-        Called at rest, as `load_state` and `evaluation_model` are. A strategy may add entries of its own.
+        Called at rest, as `load_state` and `evaluation_model` are. A strategy may add entries of its own. With an entry
+        `files` the tensors are in files already, beside the checkpoint of the step: they are read from there as they
+        are looked at, and the entry, a `StateIndex` as plain data, is what a checkpoint has to hold in their place.
         """
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Restore what `state()` returned, bit for bit; that of another strategy too."""
 
     def evaluation_model(self) -> AbstractContextManager[torch.nn.Module]:
-        """The current model for decoding, in evaluation mode, complete in this process."""
+        """The current model for decoding, in evaluation mode, complete in this process.
+
+        Or, where no process has all of it, one whose parameters have no values, with a method `scores`: it takes
+        batches (see `Workload.scored_slot`), and yields for each what the last stage makes of it.
+        """
 
     def journals(self) -> Mapping[str, bytes]:
         """What is to be appended to journals of the run since the last call, by file name; asked for at rest.

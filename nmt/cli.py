@@ -16,6 +16,7 @@ VERBS = {
     "evaluate": ("nmt.evaluate:main", "score a run's test split, with any search or a whole grid of them"),
     "score": ("nmt.score:main", "log-probabilities of given pairs of sentences under a trained run"),
     "average": ("nmt.average:main", "average the checkpoints of a run"),
+    "convert": ("nmt.convert:main", "put a checkpoint's parts into one file, or the other way round"),
     "sweep": ("sweeps.sweep:main", "train rows x replicates and print the table mean ± sd (max)"),
     "report": ("sweeps.report:main", "write the report of a sweep as it stands: page, Markdown, CSV, LaTeX"),
     "claims": ("sweeps.claims.command:main", "the paper's claims: held, reversed, undecided or not run"),

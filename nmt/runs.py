@@ -12,6 +12,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -66,7 +67,7 @@ class RunStore(Protocol):
         """Cut a file to its first `size` bytes."""
 
     def delete(self, run_id: str, name: str) -> None:
-        """Remove a file if it is there."""
+        """Remove a file if it is there, or a directory with all that is in it."""
 
     def list_runs(self) -> list[str]:
         """Every run id in the store, sorted."""
@@ -167,9 +168,13 @@ class LocalRunStore:
                 os.truncate(path, size)
 
     def delete(self, run_id: str, name: str) -> None:
-        """Remove a file if it is there."""
+        """Remove a file if it is there, or a directory with all that is in it."""
+        path = self.directory(run_id) / name
         with self._publication(run_id):
-            (self.directory(run_id) / name).unlink(missing_ok=True)
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)  # a process that was given up may still write there
+            else:
+                path.unlink(missing_ok=True)
 
     def list_runs(self) -> list[str]:
         """Every run id in the store, sorted by configuration and seed number."""

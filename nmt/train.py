@@ -29,7 +29,8 @@ MULTIRUN = ("-m", "--multirun")  # Hydra's flags, the only words with dashes bes
 class RunOutcome:
     """How a call of `train` left a run: its state, and the error or reason in one line.
 
-    `record` is that of the test split decoded with `config.search`, None where the run has not ended or has no test.
+    `record` is that of the test split decoded with `config.search`, None where the run has not ended, has no test, or
+    was trained where no process has the whole model.
     """
 
     run_id: str
@@ -102,7 +103,7 @@ def _train(
             store.set_status(run_id, stopped)
             return RunOutcome(run_id, "interrupted", str(stop), trained=True)
     record = None
-    if config.data.kind != "files" or config.data.test.source:
+    if config.distribution.whole_model and (config.data.kind != "files" or config.data.test.source):
         if not trained and kept_decoding(store, run_id, config) is None:
             log.begin("decode", timing=timing)
         record = evaluate_run(
@@ -177,6 +178,9 @@ def train_in_foreground(config: RunConfig) -> RunOutcome:
     if outcome.state == "diverged":
         console.print(f"[red]diverged[/]: {outcome.error}")
     record = outcome.record
+    if not config.distribution.whole_model:
+        why = "nothing is decoded with distribution.whole_model=false"
+        console.print(f"{why}; where the model fits: nmt evaluate run={run_id}", highlight=False, soft_wrap=True)
     if record:
         print(_scores(record, config.validation.metric))
         further = f"nmt translate run={run_id}   nmt evaluate run={run_id} search=beam10"

@@ -156,8 +156,16 @@ class StagedToy:
     def build_model(self, fine: bool = False) -> torch.nn.Module:
         return StagedModel(self._stages, self._units, self._words)
 
-    def outline(self) -> torch.nn.Module:
+    def outline(self, fine: bool = True) -> torch.nn.Module:
         return StagedModel(self._stages, self._units, self._words, is_outline=True)
+
+    def first_values(self, name: str, start: int, stop: int) -> Tensor:
+        random, wanted = torch.Generator().manual_seed(1), torch.empty(0)
+        for own, parameter in self.outline().named_parameters():  # in the order in which they are drawn
+            drawn = torch.randn(parameter.shape, generator=random) / self._units**0.5
+            if own == name:
+                wanted = drawn.view(-1)[start:stop].clone()
+        return wanted
 
     def stages(self, model: torch.nn.Module, fine: bool = False) -> Sequence[Layer | Output]:
         assert isinstance(model, StagedModel)

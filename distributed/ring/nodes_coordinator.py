@@ -38,15 +38,18 @@ class NodesCoordinator(StateMembers[Kept]):
 
     # ------------------------------------------------------------------------------------------------- the trainer's
 
-    def begin(self, step: int, buffers: Sequence[torch.Tensor], updates: int) -> None:
-        """Give the nodes the state before `step`, to each what it is to hold, and let them begin there."""
+    def begin(self, step: int, buffers: Sequence[Any], updates: int) -> None:
+        """Give the nodes the state before `step`, to each what it is to hold, and let them begin there.
+
+        buffers: whole flat ones, or what else `_install` takes.
+        """
         limit = time.monotonic() + self._patience() + 10 * self._options["deadline_seconds"]
         while not self._install(step, buffers, updates):  # somebody was lost meanwhile: others begin
             if time.monotonic() > limit:
                 raise DistributedError("no ring could be begun", where=self.where, hint=RESUMABLE)
 
     @abstractmethod
-    def _install(self, step: int, buffers: Sequence[torch.Tensor], updates: int) -> bool:
+    def _install(self, step: int, buffers: Sequence[Any], updates: int) -> bool:
         """Try what `begin` is there for, with the nodes that are ready; False where somebody was lost meanwhile."""
 
     @abstractmethod

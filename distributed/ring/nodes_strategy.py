@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
-
-import torch
 
 from distributed.agent import Job
 from distributed.errors import DistributedError
@@ -51,6 +49,10 @@ class NodesStrategy(MembersStrategy[Nodes]):
             coordinator.grant(index - 1, through, rate_scale, index if probe else 0)
         return coordinator
 
+    def _buffers(self) -> Sequence[Any]:
+        """What nodes are given and asked for, as their coordinator takes it: the newest parameters first."""
+        return [self._values, *self._moments.values()]
+
     def _places(self) -> dict[str, tuple[int, int]]:
         """By parameter, where it lies in the flat buffer."""
         return {name: (start, start + shape.numel()) for name, (start, shape) in self._flat.layout.items()}
@@ -64,10 +66,6 @@ class NodesStrategy(MembersStrategy[Nodes]):
                 allowed=["cpu"],
                 hint="device=cpu, or distribution=ring_allreduce, which computes on GPUs",
             )
-
-    def _buffers(self) -> list[torch.Tensor]:
-        """What nodes are given and asked for, flat: the newest parameters first."""
-        return [self._values, *self._moments.values()]
 
     def _fetch(self, whole: bool) -> None:
         self._updates = self._running().pull(self._last, self._buffers() if whole else [self._values])

@@ -27,7 +27,7 @@ from distributed.ring_tmp.probes import Words
 from distributed.ring_tmp.scalars import Decision
 from distributed.ring_tmp.sharing import Sharing
 from distributed.ring_tmp.speeds import NodeSpeeds
-from distributed.ring_tmp.state_transfer import StateTransfer
+from distributed.ring_tmp.state_transfer import Buffer, StateTransfer
 from distributed.ring_tmp.takeover import takeover
 from distributed.ring_tmp.view import RingView
 from distributed.ring_tmp.walk import epoch_above
@@ -68,7 +68,7 @@ class StageRingCoordinator(NodesCoordinator[RingView]):
 
     # ------------------------------------------------------------------------------------------------- the trainer's
 
-    def _install(self, step: int, buffers: Sequence[torch.Tensor], updates: int) -> bool:
+    def _install(self, step: int, buffers: Sequence[Buffer], updates: int) -> bool:
         with self._changed:
             self._anew()
             for told in (self._installed, self._decisions, self._seen, self._invited):

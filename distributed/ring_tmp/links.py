@@ -27,7 +27,7 @@ from distributed.parameter_server.messages import COORDINATOR, worker
 from distributed.ring_tmp.mailbox import Key, Mailbox
 from distributed.ring_tmp.membership import Answer, Hello
 from distributed.ring_tmp.messages import Kind, Message
-from distributed.ring_tmp.wire import BY_NAME, PHASES, Assembler, frames_of
+from distributed.ring_tmp.wire import PHASES, TO_TASKS, Assembler, frames_of
 
 
 @dataclass(frozen=True)
@@ -258,7 +258,7 @@ class NeighbourLinks(MemberLinks):
             message = assembler.take(frame, payload)
             if message is None:
                 return
-            if message.kind in BY_NAME:
+            if message.kind in TO_TASKS:
                 key = Key(message.step, message.kind, *message.tags)
                 self._mailbox.put(message.epoch, key, message.payload)
             else:

@@ -81,6 +81,11 @@ class RingMember:
     # ------------------------------------------------------------------------------------------------- a life
 
     @property
+    def node(self) -> RingTmpNode | None:
+        """What it is in the ring that it is in; None: in none."""
+        return self._node
+
+    @property
     def is_playing(self) -> bool:
         """Whether it is in a ring, or waits to be taken into one."""
         return self._node is not None

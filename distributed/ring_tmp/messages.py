@@ -31,6 +31,9 @@ class Kind(IntEnum):
     """What that one says to it, see `membership.Answer`: plain data."""
     TAKE = 58
     """From the coordinator, before states: the placement that they are for: plain data."""
+    SCORED = 59
+    """What a range of stages makes of a batch that is evaluated: tensors by name [stage that it is for, number of the
+    batch; successor]."""
 
     # Between nodes that hold the same stages in neighbouring rings (`distributed.ring_torus`).
     ACROSS_HELLO = 80

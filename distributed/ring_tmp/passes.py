@@ -9,6 +9,7 @@ import torch
 
 from distributed.ring_tmp.cut import parts_of_model
 from distributed.ring_tmp.executor import Task
+from distributed.ring_tmp.placement import StageRange
 from distributed.ring_tmp.scalars import StepFacts
 from distributed.ring_tmp.shadow import PartState
 from distributed.ring_tmp.stage_call import StageCall, StageCalls
@@ -80,6 +81,19 @@ class Passes:
         found = self._versions.get(step)
         self._versions = {one: version for one, version in self._versions.items() if one > step}
         return found
+
+    def score(self, one: StageRange, batch: Tensors, arrived: Tensors, states: Mapping[int, PartState]) -> Tensors:
+        """Take a batch of `Workload.scored_slot` through a range, forward only and without dropout."""
+        for stage in range(one.start, one.stop):
+            part = self.parts[stage]
+            for name in part.views:
+                self._parameters[name].data = part.view(states[stage].values, name)
+        carried = dict(arrived)
+        with torch.inference_mode(), self._workload.autocast():
+            slot = self._workload.scored_slot(batch)
+            for stage in range(one.start, one.stop):
+                carried = self._stages[stage](slot, carried)
+        return {name: tensor.contiguous() for name, tensor in carried.items()}
 
     def forget(self) -> None:
         """Give up what has gone forward and not back."""

@@ -42,7 +42,9 @@ class StateService:
 
         def deliver(frame: Frame, payload: memoryview) -> None:
             if frame.kind == StateKind.PULL:
-                self._mailbox.post((link, {"do": "pull", "step": frame.step, "buffers": frame.tags[1]}))
+                which, count, _ = frame.tags
+                stage = which - 1 if which else None
+                self._mailbox.post((link, {"do": "pull", "step": frame.step, "buffers": count, "stage": stage}))
             elif frame.kind == Kind.TAKE:
                 self._expect(frame.epoch, Placement.from_dict(read_json(payload)), frame.step)
             else:

@@ -20,6 +20,10 @@ from distributed.ring_tmp.placement import Placement
 WAITING = 2  # buffers that are gathered before they are written: not a copy of everything
 
 
+Buffer = torch.Tensor | Callable[[Part], torch.Tensor]
+"""A whole flat buffer, or what makes a stage's buffer of it where nobody has the whole."""
+
+
 class StateTransfer:
     """Whole flat buffers here, buffers of stages on the way.
 
@@ -34,7 +38,7 @@ class StateTransfer:
     def __init__(self, parts: Sequence[Part], links: StateLinks, link_to: Callable[[int], Link], shadows: bool):
         self._parts, self._links, self._link, self._shadows = parts, links, link_to, shadows
 
-    def give(self, number: int, placement: Placement, step: int, buffers: Sequence[torch.Tensor], updates: int) -> None:
+    def give(self, number: int, placement: Placement, step: int, buffers: Sequence[Buffer], updates: int) -> None:
         """Send a node the states of its stages and of those whose second copy it has.
 
         Raises LinkError where it cannot be reached.
@@ -47,13 +51,25 @@ class StateTransfer:
             for index, buffer in enumerate(buffers):
                 frame = Frame(kind=StateKind.STATE, step=step, tags=(stage, index, updates), epoch=epoch)
                 room.acquire()
-                link.send(frame, gathered(self._parts[stage], buffer.detach().cpu()), done=room.release)
+                part = self._parts[stage]
+                made = gathered(part, buffer.detach().cpu()) if isinstance(buffer, torch.Tensor) else buffer(part)
+                link.send(frame, made, done=room.release)
 
-    def ask(self, owners: frozenset[int], step: int, count: int) -> None:
-        """Ask nodes for so many buffers of each of their own stages."""
+    def ask(self, owners: frozenset[int], step: int, count: int, stage: int | None = None) -> None:
+        """Ask nodes for so many buffers of each of their own stages, or of one stage alone."""
+        which = 0 if stage is None else 1 + stage
         with contextlib.suppress(LinkError):  # a node is gone, and the epoch with it, or the link alone
             for number in owners:
-                self._link(number).send(Frame(kind=StateKind.PULL, step=step, tags=(0, count, 0)))
+                self._link(number).send(Frame(kind=StateKind.PULL, step=step, tags=(which, count, 0)))
+
+    def are_here(self, stage: int, count: int) -> bool:
+        """Whether all buffers of a stage have come."""
+        return all((stage, index) in self._links.received for index in range(count))
+
+    def take_stage(self, stage: int, count: int) -> tuple[list[torch.Tensor], int]:
+        """The buffers of a stage that have come, and how many updates have been made."""
+        found = [self._links.received.pop((stage, index)) for index in range(count)]
+        return [content for content, _ in found], found[0][1]
 
     def is_here(self, count: int) -> bool:
         """Whether all that was asked for has come."""

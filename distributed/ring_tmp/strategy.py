@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -39,11 +39,15 @@ class StageRingStrategy(NodesStrategy[StageRingCoordinator]):
     def _new_coordinator(self, job: Job, workload: Mapping[str, Any]) -> StageRingCoordinator:
         self._refuse_gpus()
         self._previous = self._values.detach().clone() if self._lag else None
-        self._cut = self._share_of(cut_model(self._workload, bool(job.options["shadows"]), self._lag))
+        self._cut = self._share_of(self._cut_model(bool(job.options["shadows"])))
         self._cut.over(job.options["nodes"])  # not every model can be shared out so far
         places = self._places()
         self._pieces = ProbePieces(self._cut.parts, places)
         return self.coordinator(job, {"workload": workload, "layout": places}, self._cut)
+
+    def _cut_model(self, shadows: bool) -> Cut:
+        """Where the model can be cut, and what its stages cost."""
+        return cut_model(self._workload, shadows, self._lag)
 
     def _share_of(self, cut: Cut) -> Cut:
         """The cut as a ring sees it."""
@@ -95,6 +99,6 @@ class StageRingStrategy(NodesStrategy[StageRingCoordinator]):
             for name, view in self._flat.views(self._previous).items():
                 view.copy_(named[name])
 
-    def _buffers(self) -> list[torch.Tensor]:
+    def _buffers(self) -> Sequence[Any]:
         newest, *moments = super()._buffers()
         return [newest, *([] if self._previous is None else [self._previous]), *moments]

@@ -16,7 +16,8 @@ from distributed.errors import FrameError
 from distributed.links.frames import Frame, as_tensor, json_payload, read_json
 from distributed.ring_tmp.messages import Kind, Message
 
-BY_NAME = (Kind.FORWARD, Kind.BACKWARD)
+TO_TASKS = (Kind.FORWARD, Kind.BACKWARD)
+BY_NAME = (*TO_TASKS, Kind.SCORED)
 FLAT = (Kind.GRADIENT, Kind.STATE, Kind.ACROSS_REDUCE, Kind.ACROSS_GATHER)
 DTYPES = {
     str(one).removeprefix("torch."): one
@@ -34,6 +35,7 @@ PHASES = {
     Kind.ACROSS_REDUCE: "reduce",
     Kind.ACROSS_GATHER: "gather",
     Kind.ACROSS_WORD: "across",
+    Kind.SCORED: "scored",
 }
 """What frames are called where faults are injected; walks and verdicts are of step 0."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,11 +15,13 @@ from distributed.errors import FrameError, LinkError
 from distributed.links.link import Link
 from distributed.process_meter import ProcessMeter
 from distributed.process_report import process_report
+from distributed.ring_tmp.evaluations import Evaluations
 from distributed.ring_tmp.links import Dialled, NeighbourLinks
 from distributed.ring_tmp.mailbox import Mailbox
 from distributed.ring_tmp.member import RingMember
 from distributed.ring_tmp.membership import Answer, Hello
 from distributed.ring_tmp.messages import Kind, Message
+from distributed.ring_tmp.part_files import write_own
 from distributed.ring_tmp.passes import Passes
 from distributed.ring_tmp.placement import Placement
 from distributed.ring_tmp.speeds import model_work, rate, width_of
@@ -42,7 +45,10 @@ class Worker:
         self._links = NeighbourLinks(job, control, self._mailbox, self._new_gradient, self._states.serve)
         self._workload = workload = WorkloadSpec(**job.content["workload"]).build()
         self._meter = ProcessMeter(workload.device, self._links.shared_bytes)
-        self._member = self.member(job, control, self._links, self._mailbox, Passes(workload), workload, self._timeline)
+        passes = Passes(workload)
+        self._member = self.member(job, control, self._links, self._mailbox, passes, workload, self._timeline)
+        self._faults = job.faults()
+        self._evaluations = Evaluations(job.number, passes, self._links, control, self._faults)
         self._waiting: list[tuple[Link, Hello]] = []  # nodes that dialled before this one was in a ring
         self._over = False
         self._listener = threading.Thread(target=self._listen, name="control", daemon=True)
@@ -55,6 +61,8 @@ class Worker:
             for link, event in self._mailbox.events():
                 self._handle(link, event)
             if self._over or self._member.work(self._progress):
+                continue
+            if self._evaluations.work(self._member.node, self._progress):
                 continue
             self._progress.wait("messages of its neighbours", self._member.applied)
             with self._idle():
@@ -89,7 +97,8 @@ class Worker:
         elif isinstance(event, Message):
             self._hear(link, event)
         elif member.applied == event["step"]:  # it is `pull`; where it is too early, the coordinator asks again
-            self._states.send(link, event["step"], event["buffers"], member.own_states)
+            own = {stage: one for stage, one in member.own_states.items() if event["stage"] in (None, stage)}
+            self._states.send(link, event["step"], event["buffers"], own)
 
     def _hear(self, link: Link, message: Message) -> None:
         """Take in a message of a node."""
@@ -106,6 +115,9 @@ class Worker:
                     member.refused(links.wanted, is_first, answer)
                 elif not is_first:  # of the first successor the membership knows already
                     member.linked()
+        elif message.kind == Kind.SCORED:
+            if link is links.before:
+                self._evaluations.arrive(message)
         elif link is links.next or link is links.before:  # else it is of a link that is not used any more
             try:
                 member.receive(message)
@@ -143,6 +155,7 @@ class Worker:
                 self._control.tell({"say": "measured", "rate": self._rate()})
             case "clear":
                 self._waiting.clear()
+                self._evaluations.forget()
                 self._control.tell({"say": "cleared", "epoch": member.leave()})
             case "begin":
                 placement = Placement.from_dict(message["placement"])
@@ -155,6 +168,23 @@ class Worker:
                 member.guest = (message["number"], tuple(message["stages"]))
             case "grant":
                 member.allow(message)
+            case "score":
+                self._evaluations.ask(message)
+            case "write":
+                self._write(message)
+
+    def _write(self, order: dict[str, Any]) -> None:
+        """Write the node's own stages where the trainer says; of an epoch that is over, it says so itself."""
+        node = self._member.node
+        if node is None or node.placement.ring.epoch != order["epoch"] or node.applied != order["step"]:
+            return
+        self._progress.work("write", node.applied)
+        self._faults.reach("write", node.applied)
+        own = self._member.own_states
+        stages, refused = write_own(Path(order["directory"]), order["word"], own)
+        updates = max((state.updates for state in own.values()), default=0)
+        about = {"say": "written", "epoch": order["epoch"], "stages": stages, "updates": updates}
+        self._control.tell(about | {"refused": refused})
 
     def _rate(self) -> float:
         """How often a second this process can do what the model needs, with its threads; see `speeds`."""

@@ -20,7 +20,7 @@ def rings_of(numbers: Sequence[int], nodes: int, speeds: Mapping[int, float]) ->
 
 
 def slowest_of_rank(rings: Sequence[Sequence[int]], speeds: Mapping[int, float]) -> dict[int, float]:
-    """By node of the first ring, the speed that counts: holders of the same stages wait for each other in every step."""
+    """By node of the first ring, the speed that counts: who holds the same stages waits for the slowest of them."""
     return {first: min(speeds[ring[rank]] for ring in rings) for rank, first in enumerate(rings[0])}
 
 

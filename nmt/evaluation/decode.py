@@ -10,12 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, tee
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nmt.config.schema import SearchConfig
 from nmt.data.batching import Batch
@@ -105,19 +105,26 @@ class TeacherForced(NamedTuple):
 
 @torch.inference_mode()
 def teacher_forced(
-    model: Seq2Seq, encoded: EncodedText, device: str = "cpu", *, limit: int | None = None, batch_size: int = 64
+    model: Seq2Seq | nn.Module,
+    encoded: EncodedText,
+    device: str = "cpu",
+    *,
+    limit: int | None = None,
+    batch_size: int = 64,
 ) -> TeacherForced:
     """Score the reference under teacher forcing, without label smoothing.
 
     Token losses are added exactly, so on a CPU the batch size does not change a bit. `limit` scores the first sentences
-    only. Raises ValueError where there are none.
+    only. A model whose parameters lie in other processes has `scores` (`distributed.ring_tmp.outline_strategy`), which
+    takes all batches and may be some ahead. Raises ValueError where there are no sentences.
     """
     count = len(encoded.source) if limit is None else min(limit, len(encoded.source))
     sources, targets = ([side[number] for number in range(count)] for side in (encoded.source, encoded.target))
     losses: list[float] = []
     right = 0
-    for numbers, batch, owner in _pairs(sources, targets, device, batch_size):
-        token_losses, hits = model.score(batch)
+    pairs, asked = tee(_pairs(sources, targets, device, batch_size))
+    scores = _scores(model, (batch for _, batch, _ in asked))
+    for (numbers, _, owner), (token_losses, hits) in zip(pairs, scores, strict=True):
         counts = owner < len(numbers)
         losses += token_losses.cpu()[counts].tolist()
         right += int(hits.cpu()[counts].sum())
@@ -125,6 +132,13 @@ def teacher_forced(
         raise ValueError("no sentence to score")
     mean = math.fsum(losses) / len(losses) if all(map(math.isfinite, losses)) else math.nan
     return TeacherForced(mean, 100.0 * right / len(losses))
+
+
+def _scores(model: Any, batches: Iterator[Any]) -> Iterator[tuple[Tensor, Tensor]]:
+    """What `Seq2Seq.score` makes of batches, by the model or by the processes that have its parameters."""
+    if not hasattr(model, "scores"):
+        return map(model.score, batches)
+    return ((scores[0], scores[1] > 0) for scores in model.scores(batch._asdict() for batch in batches))
 
 
 @dataclass(frozen=True)

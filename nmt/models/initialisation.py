@@ -52,6 +52,7 @@ class Constant:
 
 
 Draw = Glorot | Constant
+SKIPPED = 1 << 16  # elements that are thrown away at a time
 
 
 @runtime_checkable
@@ -77,6 +78,15 @@ def initialise(model: nn.Module, config: InitialisationConfig, seed: int) -> Non
     unigram stage with it. A parameter that several modules share is drawn once, under its first name. A module without
     `first_values` (of another package) gets Glorot matrices and zero vectors.
     """
+    values = first_values(model, config, seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(values[name].whole())
+
+
+def first_values(model: nn.Module, config: InitialisationConfig, seed: int) -> dict[str, FirstValue]:
+    """How each parameter of `model` begins, by its name there. A model without memory for its values will do."""
+    found: dict[str, FirstValue] = {}
     drawn: set[int] = set()
     for path, module in model.named_modules():
         draws = module.first_values() if isinstance(module, Initialised) else {}
@@ -84,10 +94,47 @@ def initialise(model: nn.Module, config: InitialisationConfig, seed: int) -> Non
             if id(parameter) in drawn:
                 continue
             drawn.add(id(parameter))
+            whole_name = f"{path}.{name}" if path else name
             draw = draws.get(name) or _usual(parameter)
-            address = f"{seed}/init/{path}.{name}" if path else f"{seed}/init/{name}"
-            with torch.no_grad():
-                parameter.copy_(_first_value(address, parameter.shape, draw, _half_width(module, config)))
+            half_width = _half_width(module, config)
+            found[whole_name] = FirstValue(f"{seed}/init/{whole_name}", parameter.shape, draw, half_width)
+    return found
+
+
+@dataclass(frozen=True)
+class FirstValue:
+    """What a parameter begins with, drawn when it is asked for.
+
+    address: of its stream. half_width: of a uniform distribution that holds instead of `draw`; 0: none.
+    """
+
+    address: str
+    shape: torch.Size
+    draw: Draw
+    half_width: float
+
+    def whole(self) -> Tensor:
+        """All of it, in its shape."""
+        return self.elements(0, self.shape.numel()).view(self.shape)
+
+    def elements(self, start: int, stop: int) -> Tensor:
+        """The elements from `start` to `stop`, which are whole rows, flat, with the bits that they have in the whole.
+
+        Those before them are drawn too, some at a time, and thrown away.
+        """
+        draw, columns = self.draw, self.shape[1:].numel()
+        first, last = start // columns, stop // columns
+        if isinstance(draw, Constant):
+            value = torch.full((last - first, columns), draw.value)
+            value[max(draw.start - first, 0) : max(draw.stop - first, 0)] = draw.other
+            return value.view(-1)
+        generator = stream(self.address)
+        for skipped in range(0, start, SKIPPED):
+            torch.empty(min(SKIPPED, start - skipped)).uniform_(-1.0, 1.0, generator=generator)
+        unit = torch.empty(last - first, columns).uniform_(-1.0, 1.0, generator=generator)
+        if self.half_width and len(self.shape) > 1:
+            return unit.mul_(self.half_width).view(-1)
+        return unit.mul_(draw.limits(self.shape[0])[first:last].unsqueeze(1)).view(-1)
 
 
 def _half_width(module: nn.Module, config: InitialisationConfig) -> float:
@@ -97,17 +144,6 @@ def _half_width(module: nn.Module, config: InitialisationConfig) -> float:
     if isinstance(module, RecurrentKernels) and config.recurrent_scale:
         return config.recurrent_scale
     return config.scale if config.name == "uniform" else 0.0
-
-
-def _first_value(address: str, shape: torch.Size, draw: Draw, half_width: float) -> Tensor:
-    if isinstance(draw, Constant):
-        value = torch.full(shape, draw.value)
-        value[draw.start : draw.stop] = draw.other
-        return value
-    unit = torch.empty(shape).uniform_(-1.0, 1.0, generator=stream(address))
-    if half_width and len(shape) > 1:
-        return unit * half_width
-    return unit * draw.limits(shape[0]).view(-1, *[1] * (len(shape) - 1))
 
 
 def _usual(parameter: nn.Parameter) -> Draw:

@@ -199,9 +199,15 @@ class Seq2Seq(nn.Module):
         return dropout("target_embedding", embedded, self.config.dropout_embedding)
 
     def loss(self, slot: Slot, mix: Tensor) -> Tensor:
-        """The slot's sum of token losses, from what the decoder made of it [time, batch, h]."""
+        """The slot's sum of token losses, from what the decoder made of it [time, batch, h].
+
+        Of a slot that is scored, [2, tokens]: the losses without smoothing, and 1 where the target is the first choice.
+        """
         hidden, targets = real_tokens(mix, slot.batch, slot.target_tokens)
         config = self.loss_config
+        if slot.is_scored:
+            losses, hits = scored_tokens(hidden, *self._output_layer, targets, config.vocab_chunks)
+            return torch.stack((losses, hits.to(losses.dtype)))
         return training_loss(hidden, *self._output_layer, targets, config.label_smoothing, config.vocab_chunks)
 
     def _encode(self, source: Tensor, lengths: Tensor, dropout: Dropout) -> EncoderOutput:

@@ -61,6 +61,10 @@ class Slot(Protocol):
     def target_tokens(self) -> int:
         """Target tokens whose losses are summed."""
 
+    @property
+    def is_scored(self) -> bool:
+        """Whether the last stage makes what `Seq2Seq.score` makes, [2, tokens], under the name of the loss."""
+
 
 Run = Callable[[Any, Mapping[str, Tensor]], dict[str, Tensor]]
 """A part's computation: from a `Slot` and the tensors that it reads, by name, to those that it makes."""

@@ -99,9 +99,17 @@ class WatchedWorkload:
         """See `Workload`."""
         return self.inner.build_model()
 
-    def outline(self) -> torch.nn.Module:
+    def outline(self, fine: bool = True) -> torch.nn.Module:
         """See `Workload`."""
-        return self.inner.outline()
+        return self.inner.outline(fine)
+
+    def first_values(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """See `Workload`."""
+        return self.inner.first_values(name, start, stop)
+
+    def scored_slot(self, batch: Mapping[str, torch.Tensor]) -> Any:
+        """See `Workload`."""
+        return self.inner.scored_slot(batch)
 
     def stages(self, model: torch.nn.Module, fine: bool = False) -> Sequence[Stage]:
         """Those of the workload, timed."""

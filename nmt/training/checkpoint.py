@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from distributed.strategy import StateFiles, StateIndex, TensorsInFiles
 from nmt.config import explain_difference, from_dict, training_identity
 from nmt.config.schema import RunConfig
 from nmt.config.seeds import drawn
 from nmt.errors import UserError
 from nmt.runs import FORMAT_VERSION, RunStore, check_format
 from nmt.training.checkpoint_files import checkpoint_name as checkpoint_name
+from nmt.training.checkpoint_files import drop_checkpoint
 from nmt.training.checkpoint_files import list_checkpoints as list_checkpoints
 from nmt.training.state import RunState
 
@@ -47,7 +49,10 @@ def save_checkpoint(
     strategy_state: Mapping[str, Any],
     before_rename: Callable[[], None] | None = None,
 ) -> None:
-    """Write the checkpoint of `state.step`; then drop the older ones, but for `training.keep_last` and the best."""
+    """Write the checkpoint of `state.step`; then drop the older ones, but for `training.keep_last` and the best.
+
+    Where the strategy's state lies in files already, the checkpoint is their index (see `distributed.state_files`).
+    """
     from nmt.config import to_dict
 
     buffer = io.BytesIO()
@@ -57,14 +62,18 @@ def save_checkpoint(
         "config": to_dict(config),
         "identity": training_identity(config),
         "state": state.to_dict(),
-        **strategy_state,
+        **(strategy_state if "files" not in strategy_state else _without_tensors(strategy_state)),
     }
     torch.save(content, buffer)
     store.write_bytes(run_id, checkpoint_name(state.step), buffer.getvalue(), before_rename)
     older = list_checkpoints(store, run_id)[: -config.training.keep_last]
     for step in older:
         if state.best is None or step != state.best.step:
-            store.delete(run_id, checkpoint_name(step))
+            drop_checkpoint(store, run_id, step)
+
+
+def _without_tensors(state: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in state.items() if name not in ("parameters", "optimizer")}
 
 
 def find_checkpoint(store: RunStore, run_id: str, which: str = "best") -> Path:
@@ -84,21 +93,34 @@ def find_checkpoint(store: RunStore, run_id: str, which: str = "best") -> Path:
     return store.directory(run_id) / checkpoint_name(step)
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
+def read_checkpoint(path: Path, *, lazily: bool = False) -> dict[str, Any]:
     """A checkpoint's content on the CPU: tensors and plain data only, nothing in it is executed.
+
+    Tensors that several processes have written are read from their files when they are looked at; with `lazily` those
+    of one process are, too.
 
     Raises UserError for a missing, damaged or newer file.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=lazily)
+        if isinstance(content, dict) and "files" in content:
+            content |= _tensors_of(path, content["files"])
     except FileNotFoundError as error:
-        raise UserError("no such checkpoint", where=str(path)) from error
+        what = f"lacks its file {error.filename}" if path.is_file() else "no such checkpoint"
+        raise UserError(what, where=str(path), hint="choose another one") from error
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
         raise UserError("is not a readable checkpoint", where=str(path), hint="choose another one") from error
     check_format(content, path)
     if not {"config", "identity", "state", "parameters"} <= content.keys():
         raise UserError("is not a checkpoint of this package", where=str(path))
     return dict(content)
+
+
+def _tensors_of(path: Path, index: Mapping[str, Any]) -> dict[str, Any]:
+    """What a checkpoint's files hold."""
+    found = StateIndex.from_dict(index)
+    files = StateFiles(path.parent / found.directory, found)
+    return {"parameters": files.tensors(), "optimizer": {slot: files.tensors(slot) for slot in found.slots}}
 
 
 def check_identity(content: Mapping[str, Any], config: RunConfig, path: Path) -> None:
@@ -144,6 +166,12 @@ def digest_tensors(tensors: Mapping[str, Any]) -> str:
         if isinstance(value, torch.Tensor):
             sha.update(f"{prefix}:{value.dtype}:{tuple(value.shape)}\n".encode())
             sha.update(value.detach().cpu().contiguous().numpy().data)
+        elif isinstance(value, TensorsInFiles):
+            for name in sorted(value):
+                pieces = list(value.pieces(name))
+                sha.update(f"{prefix}/{name}:{pieces[0].dtype}:{value.shape(name)}\n".encode())
+                for piece in pieces:
+                    sha.update(piece.numpy().data)
         elif isinstance(value, Mapping):
             for name in sorted(value):
                 add(f"{prefix}/{name}", value[name])

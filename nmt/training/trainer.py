@@ -26,6 +26,7 @@ from nmt.training.checkpoint import (
     read_checkpoint,
     save_checkpoint,
 )
+from nmt.training.checkpoint_files import drop_unfinished
 from nmt.training.energy import EnergyAccount
 from nmt.training.faults import Faults
 from nmt.training.journals import append_journals, cut_journals
@@ -285,13 +286,14 @@ class Trainer:
     def _resume(self) -> None:
         """Go on from the newest checkpoint; without one, from the start."""
         past = self._recorded_evaluation_steps()
+        drop_unfinished(self.store, self.run_id)
         steps = list_checkpoints(self.store, self.run_id)
         if not steps:
             self.store.delete(self.run_id, "metrics.jsonl")
             self._write({"kind": "header", "format_version": FORMAT_VERSION, "run_id": self.run_id})
         else:
             path = self.store.directory(self.run_id) / checkpoint_name(steps[-1])
-            content = read_checkpoint(path)
+            content = read_checkpoint(path, lazily=not self.config.distribution.whole_model)
             check_identity(content, self.config, path)
             self.state = RunState.from_dict(content["state"])
             self.strategy.load_state(content)

@@ -28,9 +28,15 @@ class Validation:
         """Scores by their names in records: the quick ones and that which chooses the checkpoint.
 
         Beside `val/decode/<metric>` stand `val/teacher_forced/log_perplexity`, in nats per token, and
-        `val/teacher_forced/token_accuracy`.
+        `val/teacher_forced/token_accuracy`. Where the parameters lie in other processes, nothing is decoded.
         """
-        assert isinstance(model, Seq2Seq)
+        split, config = self.prepared.validation, self.config
+        with precision_context(config, self.device):
+            forced = teacher_forced(model, split, self.device, limit=self.count)
+        scores = self._decoded(model) if isinstance(model, Seq2Seq) else {}
+        return scores | {f"val/teacher_forced/{name}": value for name, value in forced._asdict().items()}
+
+    def _decoded(self, model: Seq2Seq) -> dict[str, float]:
         split, config = self.prepared.validation, self.config
         with precision_context(config, self.device, config.validation.search):
             n_best = decode(
@@ -40,12 +46,9 @@ class Validation:
                 self.device,
                 attention=self.post.needs_attention,
             )
-        with precision_context(config, self.device):
-            forced = teacher_forced(model, split, self.device, limit=self.count)
         hypotheses = [
             self.post.text(best, line) for (best, *_), line in zip(n_best, split.source_text[: self.count], strict=True)
         ]
         names = decoded_during_training(config.validation.metric)
         scores = score(hypotheses, split.target_text[: self.count], config.data.target_language, names)
-        decoded = {key("val", name): float(scores[name]) for name in names}
-        return decoded | {f"val/teacher_forced/{name}": value for name, value in forced._asdict().items()}
+        return {key("val", name): float(scores[name]) for name in names}

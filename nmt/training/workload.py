@@ -20,8 +20,9 @@ from nmt.data.batching import Batch, Sampler, collate
 from nmt.data.bpe_dropout import DroppedBatches
 from nmt.data.prepare import EncodedText, PreparedData, prepare
 from nmt.errors import UserError, did_you_mean
-from nmt.models.dropout import AddressedDropout
+from nmt.models.dropout import NO_DROPOUT, AddressedDropout, Dropout
 from nmt.models.fine_stages import cut_rows
+from nmt.models.initialisation import FirstValue, first_values
 from nmt.models.parameters import keeps_more_than_parameters
 from nmt.models.scheduled_sampling import ScheduledSampling, probability_at
 from nmt.models.seq2seq import Seq2Seq, build_model, embedding_tables
@@ -37,14 +38,19 @@ OPTIMIZER_KEYS = ("beta1", "beta2", "epsilon", "epsilon_form", "momentum")
 
 @dataclass(frozen=True)
 class TranslationSlot:
-    """One micro-batch on its device, with the masks of its address."""
+    """One micro-batch on its device, with the masks of its address.
+
+    is_scored: in the place of the loss stages make [2, tokens]: the loss of each token without smoothing, and whether
+        the target is the model's first choice.
+    """
 
     batch: Batch
-    dropout: AddressedDropout
+    dropout: Dropout
     target_tokens: int
     source_tokens: int
     sampling: ScheduledSampling | None = None
     watch: GradientWatch | None = None
+    is_scored: bool = False
 
     def inner_square_sums(self) -> Mapping[str, Sequence[float]]:
         """Square sums of the gradients that `watch` saw; see `distributed.strategy.Slot`."""
@@ -65,6 +71,7 @@ class TranslationWorkload:
         self._dropout_seed = stream_seed(config, "dropout")
         train = self.prepared.train
         self.sampler = Sampler(train.source_lengths, train.target_lengths, batch, stream_seed(config, "data"))
+        self._initial: dict[str, FirstValue] | None = None
         self._dropped = DroppedBatches(config, self.prepared, self.sampler) if config.tokenizer.dropout else None
 
     def build_model(self, fine: bool = False) -> Seq2Seq:
@@ -77,16 +84,24 @@ class TranslationWorkload:
             self._cut(model)
         return model
 
-    def outline(self) -> Seq2Seq:
-        """The fine model without memory for its parameters; see `Workload`.
+    def outline(self, fine: bool = True) -> Seq2Seq:
+        """The model without memory for its parameters; see `Workload`.
 
         Whole where a module keeps other tensors: what its constructor computes has to be there.
         """
         sizes = self.prepared.source_tokenizer.size, self.prepared.target_tokenizer.size
         with torch.device("meta"):
             model = build_model(self.config.model, *sizes, self.config.loss)
-            self._cut(model)
-        return self.build_model(fine=True) if keeps_more_than_parameters(model) else model
+            if fine:
+                self._cut(model)
+        return self.build_model(fine) if keeps_more_than_parameters(model) else model
+
+    def first_values(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """Elements of a parameter as the seed draws them; see `Workload`."""
+        if self._initial is None:
+            seed = stream_seed(self.config, "initialisation")
+            self._initial = first_values(self.outline(fine=False), self.config.model.initialisation, seed)
+        return self._initial[name].elements(start, stop)
 
     def stages(self, model: torch.nn.Module, fine: bool = False) -> Sequence[Stage]:
         """Encoder, decoder, and output layer with the loss; the last two in one with scheduled sampling.
@@ -115,6 +130,12 @@ class TranslationWorkload:
             sampling=self._sampling(index, slot),
             watch=GradientWatch() if probe else None,
         )
+
+    def scored_slot(self, batch: Mapping[str, torch.Tensor]) -> TranslationSlot:
+        """A slot of given sentences, the fields of a `Batch`, of which stages make what `Seq2Seq.score` makes."""
+        given = to_device(Batch(**batch), self.device)
+        tokens, source_tokens = (int(batch[f"{side}_lengths"].sum()) for side in ("target", "source"))
+        return TranslationSlot(given, NO_DROPOUT, tokens, source_tokens, is_scored=True)
 
     def learning_rate(self, index: int) -> float:
         """Scheduled rate of step `index`."""

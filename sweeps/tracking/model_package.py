@@ -87,7 +87,7 @@ def write_data(checkpoint: Path, digest: str, label: str, search: SearchConfig, 
         search = dataclasses.replace(search, dictionary=DICTIONARY)
     config = without_places(from_dict(content["config"]), label, search)
     buffer = io.BytesIO()
-    kept = {name: content[name] for name in KEPT if name in content}
+    kept = {name: content[name] for name in KEPT if name in content} | {"parameters": dict(content["parameters"])}
     torch.save(kept | {"config": to_dict(config), "state": {"step": content["state"]["step"]}}, buffer)
     target.write_bytes(buffer.getvalue())
     (directory / "config.yaml").write_text(to_yaml(config), encoding="utf-8")

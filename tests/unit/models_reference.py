@@ -72,6 +72,7 @@ class ExampleSlot:
     dropout: Dropout = NO_DROPOUT
     sampling: ScheduledSampling | None = None
     watch: GradientWatch | None = None
+    is_scored: bool = False
 
     @property
     def target_tokens(self) -> int:

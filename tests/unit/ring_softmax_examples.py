@@ -27,6 +27,7 @@ class Slot:
 
     batch: Batch
     target_tokens: int
+    is_scored: bool = False
 
 
 @dataclass

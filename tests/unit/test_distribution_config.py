@@ -76,11 +76,15 @@ MISTAKES: list[tuple[list[str], dict[str, Any], str, str]] = [
     (["name=ring_tmp", "mode=stage"], {"per": "push"}, "batch.per", "pushes nothing"),
     (["name=ring_tmp", "mode=rotate", "nodes=5"], {}, "distribution.nodes", "5 nodes cannot share the 4 groups"),
     (["name=ring_tmp", "mode=rotate", "bucket_mib=4"], {}, "distribution.bucket_mib", "distribution.bucket_mib=25"),
+    (["name=ring_tmp", "mode=rotate", "whole_model=false"], {}, "distribution.whole_model", "distribution.mode=stage"),
+    (["whole_model=false"], {}, "distribution.whole_model", "distribution=ring_tmp"),
+    (["name=ring_tmp", "mode=stage", "whole_model=false"], {}, "validation.metric", "allowed: token_accuracy"),
     (["name=ring_tmp", "mode=rotate"], {"per": "push"}, "batch.per", "pushes nothing"),
     (["name=ring_tmp", "mode=rotate", "schedule=async"], {}, "distribution.schedule", "or distribution.mode=stage"),
     (["schedule=async"], {}, "distribution.schedule", "distribution.schedule=flush, or distribution.mode=asp or ssp"),
     (["name=ring_tmp", "mode=rotate", "rings=2"], {}, "distribution.rings", "distribution.mode=stage"),
     (["name=ring_tmp", "mode=stage", "rings=2", "schedule=async"], {}, "distribution.schedule", "rings=1"),
+    (["name=ring_tmp", "mode=stage", "rings=2", "whole_model=false"], {}, "distribution.whole_model", "rings=1"),
     (["name=ring_tmp", "mode=stage", "rings=5"], {}, "distribution.rings", "5 rings cannot share the 4 groups"),
     (["name=ring_tmp", "mode=stage", "rings=2", "shadows=1"], {}, "distribution.shadows", "have each stage 2 times"),
     (
@@ -244,7 +248,7 @@ def test_every_key_either_counts_somewhere_or_is_known_to_be_placement(base: Run
     places = {
         "stands_for", "shadows", "replace_lost", "sparse", "link", "launcher", "bind", "heartbeat_seconds",
         "deadline_seconds", "watchdog_seconds", "tls_certificate", "tls_key", "checksum", "faults", "replay",
-        "resources", "staging", "speeds", "rings",
+        "resources", "staging", "speeds", "rings", "whole_model",
     }  # fmt: skip
     counted = {"name", "top_k_momentum"}.union(*(expected for _, expected in INEXACT))
     assert counted | places == {field.name for field in dataclasses.fields(DistributionConfig)}

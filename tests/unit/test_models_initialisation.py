@@ -12,7 +12,7 @@ from torch import nn
 
 from nmt.config.schema import CellConfig, InitialisationConfig, ModelConfig
 from nmt.models.attention import AdditiveAttention
-from nmt.models.initialisation import initialise
+from nmt.models.initialisation import SKIPPED, first_values, initialise, stream
 from nmt.models.layers import Affine, Table
 from nmt.models.seq2seq import build_model
 from nmt.models.tf_cells import TfGru, TfLstm
@@ -153,3 +153,31 @@ def test_embedding_scale_is_for_the_tables_alone() -> None:
             assert torch.allclose(before / limit, scaled[name] / 0.3, atol=1e-6)
         else:
             assert torch.equal(before, scaled[name]), name
+
+
+@pytest.mark.parametrize("config", [GLOROT, MASTER, UNIFORM])
+def test_rows_of_a_parameter_are_drawn_alone_with_the_bits_that_they_have_in_the_whole(
+    config: InitialisationConfig,
+) -> None:
+    """A stream is that of the elements in order, so that nobody needs memory for those of others."""
+    whole = drawn(build_model(replace(model_config(), initialisation=config), 30, 30), config, seed=3)
+    with torch.device("meta"):
+        outline = build_model(replace(model_config(), initialisation=config), 30, 30)
+    values = first_values(outline, config, seed=3)
+    assert values.keys() == whole.keys()
+    for name, value in whole.items():
+        columns, rows = value[0].numel(), len(value)
+        for first, last in ((0, rows), (rows // 3, rows), (rows // 3, rows // 3 + 1)):
+            found = values[name].elements(first * columns, last * columns)
+            assert torch.equal(found, value.reshape(-1)[first * columns : last * columns]), name
+
+
+def test_what_is_skipped_is_what_the_stream_gives_others() -> None:
+    with torch.device("meta"):
+        table = nn.Sequential(Table(3000, 50))
+    random = stream("1/init/0.weight")
+    wanted = torch.empty(3000, 50).uniform_(-1.0, 1.0, generator=random) * math.sqrt(6 / 3050)
+    found = first_values(table, GLOROT, seed=1)["0.weight"]
+    assert torch.equal(found.whole(), wanted)
+    assert SKIPPED < 2000 * 50
+    assert torch.equal(found.elements(2000 * 50, 2003 * 50), wanted[2000:2003].reshape(-1))

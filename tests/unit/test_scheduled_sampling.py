@@ -31,6 +31,7 @@ class Slot:
     sampling: ScheduledSampling | None = None
     dropout: Dropout = NO_DROPOUT
     watch: GradientWatch | None = None
+    is_scored: bool = False
 
     @property
     def target_tokens(self) -> int:
