@@ -39,9 +39,11 @@ class TorusCoordinator(StageRingCoordinator):
     def __init__(self, job: Job, content: Mapping[str, Any], cut: Cut):
         super().__init__(job, content, cut)
         self._layout: dict[int, Placement] = {}  # by node of the newest rings
+        self._playing: dict[int, int] = {}  # by node, the newest epoch that it has begun
         self._buffers: Sequence[torch.Tensor] = ()  # where whole states are put
         self._is_broken = False  # whether a node or a link is lost, so that no ring goes on
         self._halted: dict[Member, tuple[int, Decision | None]] = {}  # who stands still, and behind which step
+        self._alive: set[Member] = set()  # who has answered since they were to, if only with what it is busy at
         self._followed: set[Member] = set()  # who was behind the others, and is not any more
 
     @property
@@ -153,12 +155,17 @@ class TorusCoordinator(StageRingCoordinator):
             return (step, self._states.take(self._buffers)) if self._states.is_here(count) else None
 
     def _halt(self) -> set[Member]:
-        """Have all stand still that are left; who they are. Who does not say so within a deadline is lost, too."""
+        """Have all stand still that are left; who they are.
+
+        Who does not answer within a deadline is lost, too. Who answers is waited for: a backward pass may take long.
+        """
         with self._changed:
             self._halted.clear()
+            self._alive.clear()
             members = {worker(number) for number in self._layout} & self._ready - self._given_up.keys()
         for member in members:
             self._send(member, {"do": "halt"})
+            self._send(member, {"do": "pulse"})
         limit = time.monotonic() + self._options["deadline_seconds"]
 
         def stand_still() -> bool:
@@ -166,9 +173,9 @@ class TorusCoordinator(StageRingCoordinator):
 
         self._wait(lambda: stand_still() or time.monotonic() > limit, lambda: "nodes to stand still")
         with self._changed:
-            for member in sorted(members & self._ready - self._halted.keys() - self._given_up.keys()):
+            for member in sorted(members & self._ready - self._halted.keys() - self._alive - self._given_up.keys()):
                 self._give_up(member, "did not answer when the rings were broken")
-        self._wait(stand_still, lambda: "nodes that do not answer to be gone")
+        self._wait(stand_still, lambda: "nodes to end what they are at")
         with self._changed:
             return members & self._ready
 
@@ -216,12 +223,21 @@ class TorusCoordinator(StageRingCoordinator):
         self._is_broken = True
 
     def _is_at_rest(self) -> bool:
-        return super()._is_at_rest() and not self._is_broken
+        """Also, all have begun: who has not yet has no state to send."""
+        has_begun = all(self._playing.get(number) == self._membership.epoch for number in self._layout)
+        return super()._is_at_rest() and has_begun and not self._is_broken
+
+    def _say_playing(self, member: Member, said: dict[str, Any]) -> None:
+        self._playing[member.number] = said["epoch"]
 
     def _say_broken(self, member: Member, said: dict[str, Any]) -> None:
         """A node has lost a neighbour, or cannot reach one."""
         if not self._beginning and not self._closing and said["epoch"] == self._membership.epoch:
             self._is_broken = True
+
+    def _say_pulse(self, member: Member, said: dict[str, Any]) -> None:
+        self._alive.add(member)
+        super()._say_pulse(member, said)
 
     def _say_halted(self, member: Member, said: dict[str, Any]) -> None:
         self._halted[member] = said["applied"], said["decision"] and Decision.from_dict(said["decision"])

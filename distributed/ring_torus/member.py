@@ -35,6 +35,7 @@ class TorusMember(RingMember):
         self._column = tuple(ring[at] for ring in rings)
         self._across.enter(self._column, placement.ring.epoch)  # a node may have something to send as it begins
         self.begin(placement, states)
+        self._control.tell({"say": "playing", "epoch": placement.ring.epoch})
 
     def halt(self) -> None:
         """Stand still until new rings begin, and say behind which step."""

@@ -44,7 +44,7 @@ def test_several_rings_that_lose_a_node_are_the_run_of_one_process(nmt: Command,
     assert digests(torus) == digests(single)
     assert losses(torus) == losses(single)
     assert result["distribution"]["cut"]["rings"] == 1  # of the two that began
-    assert [one["lost"] for one in result["distribution"]["recoveries"]] == ["worker 1"]
+    assert "worker 1" in [one["lost"] for one in result["distribution"]["recoveries"]]
 
 
 @pytest.mark.exhaustive
