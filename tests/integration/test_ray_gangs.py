@@ -232,11 +232,20 @@ def test_a_trial_whose_trainer_dies_goes_on_with_new_actors_in_a_new_group(
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize(("name", "count"), [("ddp", "workers"), ("ring_allreduce", "workers"), ("ring_tmp", "nodes")])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["distribution=ddp", "distribution.workers=2"],
+        ["distribution=ring_allreduce", "distribution.workers=2"],
+        ["distribution=ring_tmp", "distribution.nodes=2"],
+        ["distribution=ring_tmp", "distribution.nodes=1", "distribution.rings=2"],
+        ["distribution=ring_tmp", "distribution.mode=rotate", "distribution.nodes=2"],
+    ],
+    ids=["ddp", "ring_allreduce", "stage", "torus", "rotate"],
+)
 def test_workers_without_servers_compute_in_actors_what_they_compute_in_processes(
-    three_nodes: LogicalCluster, tmp_path: Path, name: str, count: str
+    three_nodes: LogicalCluster, tmp_path: Path, words: list[str]
 ) -> None:
-    words = [f"distribution={name}", f"distribution.{count}=2"]
     here, there = plan_of(tmp_path / "here", *words), plan_of(tmp_path / "there", *words)
     said = execute(there, three_nodes.address, gpus_per_run=1.0)
     assert said == ["a run needs 3 CPUs, 3 GPUs in 3 processes; 3 nodes with 6 CPUs, 6 GPUs: 1 at a time"]
