@@ -18,6 +18,7 @@ from distributed.agent import Job
 from distributed.errors import DistributedError
 from distributed.parameter_server.members import RESUMABLE
 from distributed.parameter_server.messages import Member, worker
+from distributed.parameter_server.replacements import VAIN_REPLACEMENTS
 from distributed.ring_tmp.coordinator import StageRingCoordinator
 from distributed.ring_tmp.cut import Cut
 from distributed.ring_tmp.placement import Placement
@@ -92,7 +93,8 @@ class TorusCoordinator(StageRingCoordinator):
             is_last = replacements is None or not replacements.pending
             return len(self._ready) >= (nodes if is_last else wanted)
 
-        self._wait(are_there, lambda: f"nodes to come: {len(self._ready)} of {wanted}", seconds=self._patience())
+        seconds = (1 + VAIN_REPLACEMENTS) * self._patience()  # each that stays away is replaced again, a few times
+        self._wait(are_there, lambda: f"nodes to come: {len(self._ready)} of {wanted}", seconds=seconds)
         return self._clear()
 
     def _size(self, there: int) -> int:
