@@ -59,13 +59,17 @@ class StateIndex(NamedTuple):
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> StateIndex:
-        """What `to_dict` returned."""
-        return cls(
+        """What `to_dict` returned. Raises ValueError for files that would not lie in the directory beside the index."""
+        found = cls(
             data["directory"],
             {name: tuple(shape) for name, shape in data["shapes"].items()},
             {name: [Piece(*piece) for piece in pieces] for name, pieces in data["pieces"].items()},
             list(data["slots"]),
         )
+        for name in (found.directory, *found.files):
+            if name in ("", ".", "..") or Path(name).name != name:
+                raise ValueError(f"'{name}' is no name of a file")
+        return found
 
     @property
     def files(self) -> list[str]:

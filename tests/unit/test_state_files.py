@@ -11,7 +11,7 @@ import torch
 from distributed.arithmetic import flat_layout
 from distributed.ring_tmp.part_files import PROOF, Whole, part_content, part_file, write_own
 from distributed.ring_tmp.parts import Part, parts_of
-from distributed.state_files import PARAMETERS, StateFiles, StateIndex, elements, write_file
+from distributed.state_files import PARAMETERS, Piece, StateFiles, StateIndex, elements, write_file
 from nmt.average import average_checkpoints
 from nmt.cli import main
 from nmt.errors import UserError
@@ -175,3 +175,11 @@ def test_a_node_writes_where_the_trainer_has_been(tmp_path: Path) -> None:
     (tmp_path / PROOF).write_text("another word")
     assert write_own(tmp_path, "word", {}) == ([], "")
     assert StateFiles(tmp_path, StateIndex("", {}, {}, [])).index.files == []
+
+
+@pytest.mark.parametrize(("directory", "file"), [("..", "a.pt"), ("d", "../a.pt"), ("d", "/a.pt"), ("d/e", "a.pt")])
+def test_an_index_names_files_beside_it_and_no_others(directory: str, file: str) -> None:
+    data = StateIndex("d", {"w": (1,)}, {"w": [Piece(0, 1, "a.pt", "w")]}, []).to_dict()
+    assert StateIndex.from_dict(data).files == ["a.pt"]
+    with pytest.raises(ValueError, match="is no name of a file"):
+        StateIndex.from_dict(data | {"directory": directory, "pieces": {"w": [[0, 1, file, "w"]]}})
