@@ -98,13 +98,10 @@ def evaluate_run(
     target = prepare_device(config)
     paths = list(checkpoints) or [find_checkpoint(store, run_id, "best")]
     lent = nullcontext(load_models(paths, ensemble, target)) if lend is None else lend(paths[0])
-    about = {"checkpoints": [_in_store(path) for path in paths]} if checkpoints else {}
+    about: dict[str, Any] = {"checkpoints": [_in_store(path) for path in paths]} if checkpoints else {}
+    about |= {"ensemble": ensemble} if len(paths) > 1 else {}
     with lent as loaded:
-        return _decoded(store, run_id, config, loaded, target, progress, about | _ensemble(paths, ensemble))
-
-
-def _ensemble(paths: Sequence[Path], ensemble: str) -> dict[str, Any]:
-    return {"ensemble": ensemble} if len(paths) > 1 else {}
+        return _decoded(store, run_id, config, loaded, target, progress, about)
 
 
 def _decoded(

@@ -206,8 +206,7 @@ class OutlineCoordinator(StageRingCoordinator):
             self._disturbed += len(self._calls) > len(numbers)
             if self._disturbed > DISTURBED:
                 raise DistributedError(
-                    f"a batch of sentences was begun to be decoded {self._disturbed} times, and each time a node or a "
-                    "link was lost",
+                    f"the search for the outputs of a batch of sentences was disturbed {self._disturbed} times",
                     where=self.where,
                     hint=RESUMABLE,
                 )

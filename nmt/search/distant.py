@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from nmt.models.hypothesis_rows import HypothesisRows
-from nmt.models.search_stages import LOGITS, WEIGHTS
+from nmt.models.search_parts import LOGITS, WEIGHTS
 
 
 class Distant(Protocol):

@@ -183,6 +183,12 @@ class TranslationWorkload:
         return precision_context(self.config, self.device)
 
 
+def refuse_unsearchable(config: RunConfig, prepared: PreparedData) -> None:
+    """Raise UserError where a ring whose nodes alone have the model could not decode with it."""
+    workload = TranslationWorkload(config, "cpu", prepared)
+    workload.search_stages(workload.outline())
+
+
 def workload_spec(config: RunConfig, device: str) -> WorkloadSpec:
     """The workload of a run as an importable function and plain data."""
     return WorkloadSpec("nmt.training.workload:translation_workload", {"config": to_dict(config), "device": device})

@@ -12,7 +12,9 @@ from torch import Tensor
 
 from nmt.config import compose
 from nmt.data.vocabulary import EOS
+from nmt.errors import UserError
 from nmt.evaluation.decode import decode
+from nmt.models.transformer_decoder import TransformerDecoder
 from nmt.search.distant import DistantModel
 from nmt.training.workload import TranslationWorkload
 
@@ -45,19 +47,36 @@ class InStages:
         return carried
 
 
+class OtherSteps(TransformerDecoder):
+    """A decoder in parts whose steps are not those of its parts."""
+
+    def step(self, *arguments: Any) -> Any:
+        raise AssertionError
+
+
+def test_a_decoder_in_parts_of_which_no_step_is_known_is_refused() -> None:
+    workload = TranslationWorkload(compose([*SMALL, "model=transformer", *SIZES]), "cpu")
+    model = workload.outline()
+    assert len(workload.search_stages(model)) == len(workload.stages(model, fine=True))
+    model.decoder.__class__ = OtherSteps
+    with pytest.raises(UserError, match="stage 'decoder.0' does not say what it does in a search"):
+        workload.search_stages(model)
+
+
 def rarely(*words: str) -> Any:
     """A case for exhaustive runs."""
     return pytest.param(list(words), marks=pytest.mark.exhaustive)
 
 
 @pytest.mark.parametrize("words", [
-    [*GRU, "loss.vocab_chunks=4"],
+    [*GRU, "model/attention=additive", "loss.vocab_chunks=4"],
     ["model=transformer", *SIZES, *DEEP, "loss.vocab_chunks=4"],
     [*GRU, *DEEP, *STATE_ALONE, "loss.vocab_chunks=2"],
     [*GRU, "training.scheduled_sampling.form=embedding"],
     rarely(*GRU, *DEEP, "model.embedding.tie_output=true"),
     rarely(*GRU, "model.encoder.cell.kind=lstm", "model.decoder.cell.kind=lstm", "model.encoder.reverse_source=true",
            "loss.vocab_chunks=3"),
+    rarely(*GRU, "loss.vocab_chunks=4"),
     rarely(*GRU, "model/attention=dot", "model.encoder.units=8"),
     rarely(*GRU, *DEEP, "model.decoder.residual.combiner=add", "loss.vocab_chunks=2"),
     rarely(*GRU, *DEEP, "model.decoder.residual.combiner=add", "model.decoder.residual.dense=true"),
