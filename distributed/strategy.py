@@ -187,6 +187,18 @@ class Stage(Protocol):
         """Compute this stage's share for `slot`; `carried` is empty for the first stage."""
 
 
+class StageSearch(Protocol):
+    """A stage's share of a search, with what it keeps from call to call."""
+
+    def __call__(
+        self, call: str, given: Mapping[str, torch.Tensor], carried: Mapping[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        """Take a call through the stage: from what the stage before handed on to what this one does.
+
+        call, given: of the search, the same for all stages. A call `encode` begins anew. The last returns the answer.
+        """
+
+
 class Workload(Protocol):
     """A training task, as a strategy sees it. Everything is a function of its arguments: nothing is consumed."""
 
@@ -227,6 +239,12 @@ class Workload(Protocol):
         """Slot `slot` of step `index` (steps count from 1); see `Slot`.
 
         With `probe` it records gradients inside the model as they pass, which changes no bit of anything else.
+        """
+
+    def search_stages(self, model: torch.nn.Module) -> Sequence[StageSearch]:
+        """What each fine stage does while whoever evaluates searches for the best outputs of a text.
+
+        Parameters do not change meanwhile. Made anew for each text; what a call is, is the matter of who searches.
         """
 
     def learning_rate(self, index: int) -> float:
@@ -283,7 +301,8 @@ class Strategy(Protocol):
         """The current model for decoding, in evaluation mode, complete in this process.
 
         Or, where no process has all of it, one whose parameters have no values, with a method `scores`: it takes
-        batches (see `Workload.scored_slot`), and yields for each what the last stage makes of it.
+        batches (see `Workload.scored_slot`), and yields for each what the last stage makes of it. For a
+        search it has `begin_search()`, and `ask(call, given)`: what the last of `Workload.search_stages` answers.
         """
 
     def journals(self) -> Mapping[str, bytes]:

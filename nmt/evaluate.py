@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,9 @@ from nmt.runs import RunStore
 
 if TYPE_CHECKING:
     from nmt.config.schema import RunConfig, SearchConfig
+    from nmt.training.checkpoint import LoadedModel
+
+    Lend = Callable[[Path], AbstractContextManager[LoadedModel]]
 
 DEVICES = ("auto", "cpu", "cuda")
 COMBINATIONS = ("log_prob", "prob")
@@ -61,6 +65,7 @@ def evaluate_run(
     progress: Callable[[int, int], None] | None = None,
     checkpoints: Sequence[Path] = (),
     ensemble: str = "log_prob",
+    lend: Lend | None = None,
 ) -> dict[str, Any]:
     """Decode and score the test split with a run's best checkpoint; the record of `decodes/<decode_id>.json`.
 
@@ -74,10 +79,11 @@ def evaluate_run(
     progress: called with sentences done and sentences in all.
     checkpoints: files to decode with in place of the run's best; several form an ensemble that averages what `ensemble`
         names, and their digests are all in the decoding's identity.
+    lend: makes the model of the best checkpoint, as long as it is needed, where this process cannot hold it.
 
     Raises UserError where the run has no checkpoint, the data has no test split or it cannot be read.
     """
-    from nmt.config import decode_id, load_run_config
+    from nmt.config import load_run_config
 
     config = config or load_run_config(store.directory(run_id) / "config.yaml")
     config = replace(config, search=search or config.search, device=device or config.device)
@@ -85,20 +91,38 @@ def evaluate_run(
     if kept is not None:
         return kept
 
+    from nmt.evaluation.models import load_models
+    from nmt.training.checkpoint import find_checkpoint
+    from nmt.training.device import prepare_device
+
+    target = prepare_device(config)
+    paths = list(checkpoints) or [find_checkpoint(store, run_id, "best")]
+    lent = nullcontext(load_models(paths, ensemble, target)) if lend is None else lend(paths[0])
+    about: dict[str, Any] = {"checkpoints": [_in_store(path) for path in paths]} if checkpoints else {}
+    about |= {"ensemble": ensemble} if len(paths) > 1 else {}
+    with lent as loaded:
+        return _decoded(store, run_id, config, loaded, target, progress, about)
+
+
+def _decoded(
+    store: RunStore,
+    run_id: str,
+    config: RunConfig,
+    loaded: LoadedModel,
+    target: str,
+    progress: Callable[[int, int], None] | None,
+    about: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The record of decoding with a model, which may be kept already; `about` is added to a new one."""
+    from nmt.config import decode_id
     from nmt.data.prepare import prepare
     from nmt.evaluation.catalogue import DECODED, key
     from nmt.evaluation.decode import decode, teacher_forced
     from nmt.evaluation.metrics import score
-    from nmt.evaluation.models import load_models
     from nmt.evaluation.postprocess import Postprocessor
-    from nmt.models.seq2seq import Seq2Seq
-    from nmt.training.checkpoint import find_checkpoint
-    from nmt.training.device import prepare_device
+    from nmt.search.ensemble import Ensemble
     from nmt.training.workload import precision_context
 
-    target = prepare_device(config)
-    paths = list(checkpoints) or [find_checkpoint(store, run_id, "best")]
-    loaded = load_models(paths, ensemble, target)
     identity = decode_id(loaded.digest, config)
     kept = _kept(store, run_id, identity)
     if kept is not None:
@@ -112,7 +136,7 @@ def evaluate_run(
         n_best = decode(loaded.model, test.source, config.search, target, progress, attention=post.needs_attention)
     seconds = time.perf_counter() - began
     forced: dict[str, float] = {}
-    if isinstance(loaded.model, Seq2Seq):
+    if not isinstance(loaded.model, Ensemble):
         with precision_context(config, target):
             forced = teacher_forced(loaded.model, test, target)._asdict()
     lines = [post.text(best, line) for (best, *_), line in zip(n_best, test.source_text, strict=True)]
@@ -130,11 +154,8 @@ def evaluate_run(
         "sentences": len(lines),
         "seconds": seconds,
         "device": target,
+        **about,
     }
-    if checkpoints:
-        record["checkpoints"] = [_in_store(path) for path in paths]
-    if len(paths) > 1:
-        record["ensemble"] = ensemble
     store.write_text(run_id, _name(identity, "txt"), "".join(f"{line}\n" for line in lines))
     store.write_json(run_id, _name(identity, "json"), record)  # last: it says that both are there
     return store.read_json(run_id, _name(identity, "json")) or record

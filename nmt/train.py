@@ -29,8 +29,7 @@ MULTIRUN = ("-m", "--multirun")  # Hydra's flags, the only words with dashes bes
 class RunOutcome:
     """How a call of `train` left a run: its state, and the error or reason in one line.
 
-    `record` is that of the test split decoded with `config.search`, None where the run has not ended, has no test, or
-    was trained where no process has the whole model.
+    `record` is that of the test split decoded with `config.search`, None where the run has not ended or has no test.
     """
 
     run_id: str
@@ -103,11 +102,16 @@ def _train(
             store.set_status(run_id, stopped)
             return RunOutcome(run_id, "interrupted", str(stop), trained=True)
     record = None
-    if config.distribution.whole_model and (config.data.kind != "files" or config.data.test.source):
+    if config.data.kind != "files" or config.data.test.source:
         if not trained and kept_decoding(store, run_id, config) is None:
             log.begin("decode", timing=timing)
+        lend = None
+        if not config.distribution.whole_model:
+            from nmt.training.lent import lent_model
+
+            lend = partial(lent_model, config, store, run_id, log.attempt.number)
         record = evaluate_run(
-            store, run_id, config=config, progress=partial(observer.working, "decoding the test split")
+            store, run_id, config=config, progress=partial(observer.working, "decoding the test split"), lend=lend
         )
     state = str(result["state"])
     store.set_status(run_id, dataclasses.replace(store.status(run_id), state=state, error=""))
@@ -178,9 +182,6 @@ def train_in_foreground(config: RunConfig) -> RunOutcome:
     if outcome.state == "diverged":
         console.print(f"[red]diverged[/]: {outcome.error}")
     record = outcome.record
-    if not config.distribution.whole_model:
-        why = "nothing is decoded with distribution.whole_model=false"
-        console.print(f"{why}; where the model fits: nmt evaluate run={run_id}", highlight=False, soft_wrap=True)
     if record:
         print(_scores(record, config.validation.metric))
         further = f"nmt translate run={run_id}   nmt evaluate run={run_id} search=beam10"

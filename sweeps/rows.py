@@ -26,7 +26,7 @@ def compose_row(
 ) -> RunConfig:
     """The row's configuration for its first replicate, labelled.
 
-    Raises UserError, naming the row, for what does not compose, or leaves no scores for a table.
+    Raises UserError, naming the row, for what does not compose.
     """
     replicates = [] if spec.replicates is None else [f"replicates={spec.replicates}"]
     lower = [f"experiment={row.experiment}", *replicates]
@@ -37,13 +37,6 @@ def compose_row(
         said_for_all = {word.partition("=")[0] for word in (*spec.overrides, *overrides)}
         where = error.where if error.where in said_for_all else f"row '{row.label}': {error.where or 'configuration'}"
         raise UserError(error.what, where=where, allowed=error.allowed, hint=error.hint) from error
-    if not config.distribution.whole_model:
-        raise UserError(
-            "a table has scores of decoded text, and with distribution.whole_model=false nothing is decoded",
-            where=f"row '{row.label}': distribution.whole_model",
-            allowed=["true"],
-            hint="distribution.whole_model=true, or nmt train for each run",
-        )
     if not any(names_test_text(word) for word in words):
         config = scored_on(config, row.test)
     return dataclasses.replace(config, label=row.label)

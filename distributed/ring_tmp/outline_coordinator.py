@@ -25,6 +25,8 @@ from distributed.ring_tmp.part_files import PROOF, part_content, part_file
 from distributed.ring_tmp.placement import Placement
 from distributed.state_files import PARAMETERS, write_file
 
+ANEW = "encode"  # the call with which the search for other sentences begins
+DISTURBED = 8  # times that the search for a batch of sentences begins anew, at most
 AHEAD = 2  # batches a node that are on their way at a time
 
 
@@ -35,10 +37,13 @@ class OutlineCoordinator(StageRingCoordinator):
         super().__init__(job, content, cut)
         self._parts = cut.parts
         self._written: dict[Member, dict[str, Any]] = {}  # what nodes say of the newest order to write
-        self._scored: dict[int, torch.Tensor] = {}  # by number of the batch, what came of those that were asked for
-        self._asked: dict[int, Mapping[str, torch.Tensor]] = {}  # the same, those without an answer
+        self._scored: dict[int, dict[str, torch.Tensor]] = {}  # by number, what came of batches and calls
+        self._asked: dict[int, dict[str, Any]] = {}  # the same, those without an answer
+        self._calls: dict[int, dict[str, Any]] = {}  # the same, calls of the search for a batch of sentences
         self._batches = 0  # how many were ever asked for
         self._sent_in = 0  # the epoch in which they were sent
+        self._searches = 0  # how many were begun
+        self._disturbed = 0  # how often the search for a batch of sentences had to begin anew
 
     # ------------------------------------------------------------------------------------------------- files
 
@@ -126,27 +131,58 @@ class OutlineCoordinator(StageRingCoordinator):
 
         To be used up before anything else is asked for. Raises StateLost where only a checkpoint can go on.
         """
-        with self._changed:
-            self._asked.clear()
-            self._scored.clear()
+        self._ask_for_nothing()
         self._at_rest(step)
         for batch in batches:
             with self._changed:
-                self._asked[self._batches] = batch
+                self._asked[self._batches] = {"call": "", "given": to_plain(batch)}
                 self._send_batches([self._batches])
             self._batches += 1
             if self._under_way() >= AHEAD * self._options["nodes"]:
-                yield self._oldest(step)
+                yield self._oldest(step)["loss"]
         while self._under_way():
-            yield self._oldest(step)
+            yield self._oldest(step)["loss"]
+
+    def begin_search(self) -> None:
+        """From now on calls are of another search: what nodes keep of the one before says nothing any more."""
+        self._searches += 1
+
+    def answer(self, step: int, call: str, given: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """What the model after `step` makes of a call of the search that was begun last.
+
+        Calls from an `encode` to the next are those of a batch of sentences. Where somebody is lost meanwhile all of
+        them are made anew, in the same way and with the same answers.
+
+        Raises StateLost where only a checkpoint can go on, DistributedError where it has to begin anew too often.
+        """
+        if call == ANEW:
+            self._ask_for_nothing()
+        with self._changed:
+            number, self._batches = self._batches, self._batches + 1
+            about = {"call": call, "search": self._searches, "given": to_plain(given)}
+            self._asked[number] = self._calls[number] = about
+            self._send_batches([number])
+        return self._oldest(step)
+
+    def end_search(self) -> None:
+        """Nodes need not keep anything any more."""
+        self._ask_for_nothing()
+        for member in list(self._agents):
+            self._send(member, {"do": "searched"})
+
+    def _ask_for_nothing(self) -> None:
+        with self._changed:
+            for kept in (self._asked, self._scored, self._calls):
+                kept.clear()
+            self._disturbed = 0
 
     def _under_way(self) -> int:
         """How many batches nobody has had the scores of."""
         with self._changed:
             return len(self._asked) + len(self._scored)
 
-    def _oldest(self, step: int) -> torch.Tensor:
-        """What came of the batch that was asked for first."""
+    def _oldest(self, step: int) -> dict[str, torch.Tensor]:
+        """What came of the batch or call that was asked for first."""
         with self._changed:
             number = min([*self._asked, *self._scored])
         while True:
@@ -154,25 +190,36 @@ class OutlineCoordinator(StageRingCoordinator):
             with self._changed:
                 if placement.ring.epoch != self._sent_in:
                     self._send_batches([])
-            self._wait_in(placement, lambda: number in self._scored, "the scores of a batch")
+            self._wait_in(placement, lambda: number in self._scored, "what nodes make of sentences")
             with self._changed:
                 if number in self._scored:
                     return self._scored.pop(number)
 
     def _send_batches(self, numbers: Sequence[int]) -> None:
-        """Tell every node of batches, in a new epoch of all without an answer; activations go from node to node."""
+        """Tell every node of batches or calls; activations go from node to node.
+
+        In a new epoch of all that have no answer, and of all calls that led to where the search is.
+        """
         placement = self._membership.placement
         epoch = placement.ring.epoch
         if epoch != self._sent_in:
-            numbers, self._sent_in = sorted(self._asked), epoch
+            self._disturbed += len(self._calls) > len(numbers)
+            if self._disturbed > DISTURBED:
+                raise DistributedError(
+                    f"the search for the outputs of a batch of sentences was disturbed {self._disturbed} times",
+                    where=self.where,
+                    hint=RESUMABLE,
+                )
+            numbers, self._sent_in = sorted({*self._asked, *self._calls}), epoch
         for number in numbers:
-            word = {"do": "score", "epoch": epoch, "number": number, "batch": to_plain(self._asked[number])}
+            about = self._asked.get(number) or self._calls[number]
+            word = {"do": "score", "epoch": epoch, "number": number, **about}
             for owner in sorted(set(placement.owners)):
                 self._send(worker(owner), word)
 
     def _say_scored(self, member: Member, said: dict[str, Any]) -> None:
         if self._asked.pop(said["number"], None) is not None:
-            self._scored[said["number"]] = from_plain(said["scores"])["loss"]
+            self._scored[said["number"]] = from_plain(said["scores"])
 
     # ------------------------------------------------------------------------------------------------- inside
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,7 @@ class OutlineRingStrategy(StageRingStrategy):
             )
         shapes = {name: parameter.shape for name, parameter in self._outline.named_parameters()}
         self._whole = Whole(flat_layout(shapes)[0])
+        self._shown = False  # whether nodes have a state that was loaded, to be evaluated
         self._slots = list(build_optimizer(self._workload.optimizer).slots)
         self._sources: list[Source] = [
             self._whole.source(self._workload.first_values),
@@ -81,16 +82,27 @@ class OutlineRingStrategy(StageRingStrategy):
         self._updates = int(state["updates"])
         named = [state["parameters"], *(state["optimizer"][slot] for slot in self._slots)]
         self._sources = [self._whole.source_of(tensors) for tensors in named]
-        self._begun = False
+        self._begun = self._shown = False
 
     @contextmanager
     def evaluation_model(self) -> Iterator[torch.nn.Module]:
-        """A stand-in for the model, which asks the nodes."""
-        yield DistantModel(self._outline, self)
+        """A stand-in for the model, which asks the nodes; it is of use as long as the context lasts."""
+        model = DistantModel(self._outline, self._evaluating)
+        yield model
+        model.end()
 
-    def scores(self, batches: Iterable[Mapping[str, torch.Tensor]]) -> Iterator[torch.Tensor]:
-        """What the ring makes of each batch (`Workload.scored_slot`), in their order."""
-        return self._at_work().scores(self._last, batches)
+    def _evaluating(self) -> tuple[OutlineCoordinator, int]:
+        """The coordinator of a ring that has the newest state, and the state's step.
+
+        Where no step was asked for since the state was loaded, a ring begins with it all the same; with the next step
+        it will begin again.
+        """
+        coordinator = self._running()
+        assert isinstance(coordinator, OutlineCoordinator)
+        if not self._begun and not self._shown:
+            coordinator.begin(self._last + 1, self._buffers(), self._updates)
+            self._shown = True
+        return coordinator, self._last
 
     def _at_work(self) -> OutlineCoordinator:
         """The coordinator of a ring that has begun."""
@@ -102,16 +114,42 @@ class OutlineRingStrategy(StageRingStrategy):
 
 
 class DistantModel(torch.nn.Module):
-    """A model whose parameters other processes have: here are their names and shapes."""
+    """A model whose parameters other processes have: here are their names and shapes.
 
-    def __init__(self, outline: torch.nn.Module, strategy: OutlineRingStrategy):
+    asked: who asks them, and of which step.
+    """
+
+    def __init__(self, outline: torch.nn.Module, asked: Callable[[], tuple[OutlineCoordinator, int]]):
         super().__init__()
-        self._outline, self._strategy = outline, strategy
+        self._outline, self._asked = outline, asked
+        self._searches = False
+
+    @property
+    def outline(self) -> torch.nn.Module:
+        """The model without values."""
+        return self._outline
 
     def named_parameters(self, *arguments: Any, **options: Any) -> Iterator[tuple[str, torch.nn.Parameter]]:
         """Those of the model, under its names, without values."""
         return self._outline.named_parameters(*arguments, **options)
 
     def scores(self, batches: Iterable[Mapping[str, torch.Tensor]]) -> Iterator[torch.Tensor]:
-        """See `OutlineRingStrategy.scores`."""
-        return self._strategy.scores(batches)
+        """What the ring makes of each batch (`Workload.scored_slot`), in their order."""
+        coordinator, step = self._asked()
+        return coordinator.scores(step, batches)
+
+    def begin_search(self) -> None:
+        """Calls are of a new search from now on."""
+        coordinator, _ = self._asked()
+        coordinator.begin_search()
+        self._searches = True
+
+    def ask(self, call: str, given: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+        """What the ring makes of a call of a search (`Workload.search_stages`)."""
+        coordinator, step = self._asked()
+        return coordinator.answer(step, call, given)
+
+    def end(self) -> None:
+        """Let nodes give up what they keep of searches."""
+        if self._searches:
+            self._asked()[0].end_search()

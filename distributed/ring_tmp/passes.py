@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from distributed.ring_tmp.placement import StageRange
 from distributed.ring_tmp.scalars import StepFacts
 from distributed.ring_tmp.shadow import PartState
 from distributed.ring_tmp.stage_call import StageCall, StageCalls
-from distributed.strategy import Workload
+from distributed.strategy import StageSearch, Workload
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -36,6 +36,7 @@ class Passes:
             torch.utils.swap_tensors(parameter, torch.nn.Parameter(torch.empty(0, dtype=parameter.dtype)))
         self._calls: dict[tuple[int, int], StageCalls] = {}
         self._open: dict[tuple[int, int, int], tuple[StageCall, Any]] = {}  # by first stage, step and slot
+        self._search: tuple[Any, Sequence[StageSearch]] = (None, ())  # the newest, by what tells it from others
         self._versions: dict[int, int] = {}  # by step that is not over, of the parameters
 
     def forward(self, task: Task, arrived: Tensors | None, states: Mapping[int, PartState], probe: bool) -> Tensors:
@@ -84,10 +85,7 @@ class Passes:
 
     def score(self, one: StageRange, batch: Tensors, arrived: Tensors, states: Mapping[int, PartState]) -> Tensors:
         """Take a batch of `Workload.scored_slot` through a range, forward only and without dropout."""
-        for stage in range(one.start, one.stop):
-            part = self.parts[stage]
-            for name in part.views:
-                self._parameters[name].data = part.view(states[stage].values, name)
+        self._use_newest(one, states)
         carried = dict(arrived)
         with torch.inference_mode(), self._workload.autocast():
             slot = self._workload.scored_slot(batch)
@@ -95,9 +93,42 @@ class Passes:
                 carried = self._stages[stage](slot, carried)
         return {name: tensor.contiguous() for name, tensor in carried.items()}
 
+    def answer(
+        self,
+        one: StageRange,
+        search: Any,
+        call: str,
+        given: Tensors,
+        arrived: Tensors,
+        states: Mapping[int, PartState],
+    ) -> Tensors:
+        """Take a call of a search (`Workload.search_stages`) through a range.
+
+        search: which one. What its stages keep is given up when there is another, or by `end_search`.
+        """
+        if self._search[0] != search:
+            self._search = (search, self._workload.search_stages(self._model))
+        self._use_newest(one, states)
+        carried = dict(arrived)
+        with torch.inference_mode():
+            for stage in range(one.start, one.stop):
+                carried = self._search[1][stage](call, given, carried)
+        return {name: tensor.contiguous() for name, tensor in carried.items()}
+
+    def end_search(self) -> None:
+        """Give up what stages keep of a search."""
+        self._search = (None, ())
+
     def forget(self) -> None:
         """Give up what has gone forward and not back."""
         self._open.clear()
+
+    def _use_newest(self, one: StageRange, states: Mapping[int, PartState]) -> None:
+        """Have the model read the newest version of a range's parameters."""
+        for stage in range(one.start, one.stop):
+            part = self.parts[stage]
+            for name in part.views:
+                self._parameters[name].data = part.view(states[stage].values, name)
 
     def _use(self, task: Task, states: Mapping[int, PartState]) -> None:
         """Have the model read a task's version of the parameters.

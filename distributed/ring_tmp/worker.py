@@ -170,6 +170,8 @@ class Worker:
                 member.allow(message)
             case "score":
                 self._evaluations.ask(message)
+            case "searched":
+                self._evaluations.end_search()
             case "write":
                 self._write(message)
 

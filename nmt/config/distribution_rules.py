@@ -9,7 +9,6 @@ from distributed.strategy import DistributedError
 from nmt import registry
 from nmt.config.schema import RunConfig
 from nmt.errors import UserError
-from nmt.evaluation.catalogue import CHOOSING, METRICS, TEACHER_FORCED
 
 
 def check_distribution(config: RunConfig) -> None:
@@ -21,7 +20,7 @@ def check_distribution(config: RunConfig) -> None:
             check(*_sections(config))
         except DistributedError as error:
             raise UserError.of(error) from error
-    for rule in (_shares_of_a_core, _devices_of_nccl, _failing_slots, _momentum_once, _nobody_decodes):
+    for rule in (_shares_of_a_core, _devices_of_nccl, _failing_slots, _momentum_once):
         rule(config)
 
 
@@ -89,17 +88,4 @@ def _momentum_once(config: RunConfig) -> None:
             where="distribution.top_k_momentum",
             allowed=["0"],
             hint="optimizer=sgd optimizer.momentum=0, or distribution.top_k_momentum=0",
-        )
-
-
-def _nobody_decodes(config: RunConfig) -> None:
-    """Without a process that has the whole model, evaluations score the reference and decode nothing."""
-    metric = config.validation.metric
-    if not config.distribution.whole_model and METRICS[metric].kind != TEACHER_FORCED:
-        allowed = [name for name in CHOOSING if METRICS[name].kind == TEACHER_FORCED]
-        raise UserError(
-            f"{metric} is of decoded text, and with distribution.whole_model=false no process can decode",
-            where="validation.metric",
-            allowed=allowed,
-            hint=f"validation.metric={allowed[0]}, and `nmt evaluate` afterwards where the whole model fits",
         )

@@ -221,6 +221,13 @@ class RecurrentDecoder(nn.Module):
 
         `inputs` are what the previous tokens contribute, see `contribute`; the state's parts are [rows, ...].
         """
+        made, new, weights = self.tops_of_rows(inputs, state, memory, rows)
+        return self.mixed(*made), new, weights
+
+    def tops_of_rows(
+        self, inputs: Inputs, state: DecoderState, memory: Memory, rows: HypothesisRows
+    ) -> tuple[tuple[Tensor, Tensor], DecoderState, Tensor]:
+        """`step_rows` without the mixing layer: what it reads in the place of what it makes."""
         *parts, context = state
         states = self._by_cell(parts)
         nothing: list[Tensor | None] = [None] * len(states)
@@ -228,7 +235,22 @@ class RecurrentDecoder(nn.Module):
         states, top, context, weights = self._advance(
             inputs, self._context_columns(), states, context, memory, masks, rows
         )
-        return self.mixed(top, context), (*(part for state in states for part in state), context), weights
+        return (top, context), (*(part for state in states for part in state), context), weights
+
+    def step_layer(self, number: int, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """One step of one layer: what it passes on [rows, …], from what is below it [rows, …], and its next state.
+
+        Where nothing is attended to and no connection is dense, the layers one after the other are `step_rows`, bit for
+        bit.
+        """
+        cell, below = list(self.cells)[number], x
+        if number:
+            projected = cell.project_inputs(x)
+        else:
+            nothing = x.new_zeros(len(x), 0)
+            below, projected = self._enter(self.contribute(x), self._context_columns(), nothing, None)
+        new = cell.step(projected, state)
+        return self.residual.combine(new[0], [below]), new
 
     def contribute(self, embedded: Tensor) -> Inputs:
         """What embeddings [..., e] contribute to the stack's input, before any context is known."""

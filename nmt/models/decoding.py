@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from nmt.models.attention import Memory
 from nmt.models.decoder import RecurrentDecoder
 from nmt.models.hypothesis_rows import HypothesisRows
-from nmt.models.recurrent.arithmetic import compute_type
 from nmt.models.recurrent.search_step import SearchStep
+from nmt.models.search_layers import SearchDecoder, SearchMixing, SearchOutput
 from nmt.models.seq2seq import Encoded, Seq2Seq, beside
 
 TABLE_BYTES = 128 * 2**20  # the largest table of the tokens' shares of gates that is made
@@ -35,19 +33,10 @@ class RowsOfSeq2Seq:
 
     def __init__(self, model: Seq2Seq, steps: int = 0):
         self.model, self.decoder = model, model.decoder
-        weight = model.output.weight
-        dtype = compute_type(weight)
-        self._output = model.output
-        self._columns: Tensor | None = None
-        self._buffer = weight.new_empty(0)
-        self._step: SearchStep | None = None
         with torch.inference_mode():
-            if dtype != weight.dtype:
-                self._output = copy.deepcopy(model.output).to(dtype)
-            elif weight.device.type == "cpu":
-                self._columns = torch.cat((weight.t(), model.output.bias.unsqueeze(0)))
-            if isinstance(self.decoder, RecurrentDecoder) and SearchStep.usable(self.decoder):
-                self._step = SearchStep(self.decoder, model.target_embedding.weight if self._pays(steps) else None)
+            self._output = SearchOutput(model.output.weight, model.output.bias)
+            self._decoder = SearchDecoder(model.decoder, model.target_embedding.weight if self._pays(steps) else None)
+            self._mixing = SearchMixing(model.decoder)
 
     @property
     def packs(self) -> bool:
@@ -70,31 +59,22 @@ class RowsOfSeq2Seq:
         """One token further, from `tokens` [rows]: outputs [rows, h], the next state, weights [batch, k, time]."""
         memory = Memory(encoded.keys, encoded.values, encoded.mask)
         embedded = None
-        if self._step is None or self._step.table is None:
+        if self._decoder.needs_embeddings:
             embedded = self.model.target_embedding(tokens)
             if encoded.appended.shape[-1]:
                 embedded = beside(embedded, rows.shared(encoded.appended))
-        if self._step is not None:
-            return self._step(tokens, embedded, state, memory, rows)
-        if self.packs:
-            return self.decoder.step_rows(self.decoder.contribute(embedded), state, memory, rows)
-        assert embedded is not None
-        mix, state, weights = self.decoder.step(rows.spread(embedded), tuple(map(rows.spread, state)), memory)
-        return rows.pick(mix), tuple(map(rows.pick, state)), weights
+        made, state, weights = self._decoder(tokens, embedded, state, memory, rows)
+        return self._mixing(*made), state, weights
 
     def logits(self, outputs: Tensor) -> Tensor:
         """The output layer: [rows, h] -> [rows, V]. On a CPU in float32 the next call writes into the same memory."""
-        if self._columns is None:
-            return F.linear(outputs.to(self._output.weight.dtype), self._output.weight, self._output.bias)
-        vocabulary = self._columns.shape[1]
-        if self._buffer.numel() < len(outputs) * vocabulary:
-            self._buffer = outputs.new_empty(len(outputs) * vocabulary)
-        logits = self._buffer[: len(outputs) * vocabulary].view(len(outputs), vocabulary)
-        return torch.mm(torch.cat((outputs, outputs.new_ones(len(outputs), 1)), dim=1), self._columns, out=logits)
+        return self._output(outputs)
 
     def _pays(self, steps: int) -> bool:
         """Whether a table of all tokens' shares of the gates pays and fits."""
-        table = self.model.target_embedding.weight
-        gates = self.decoder.cells.first.bias
+        decoder, table = self.decoder, self.model.target_embedding.weight
+        if not (isinstance(decoder, RecurrentDecoder) and SearchStep.usable(decoder)):
+            return False
+        gates = decoder.cells.first.bias
         small = len(table) * len(gates) * gates.element_size() <= TABLE_BYTES
         return small and steps >= TABLE_PAYS * len(table) and not self.model.config.bridge.units

@@ -100,6 +100,20 @@ class TransformerDecoder(nn.Module):
         modules = [layer, *([self.input] if number == 0 else []), *([self.norm] if last else [])]
         return Part(f"decoder.{number}", run, reads, [MIX if last else above], tuple(modules))
 
+    def layer_memory(self, number: int, encoded: EncoderOutput, lengths: Tensor) -> Memory:
+        """`memory` for one layer alone."""
+        return self._memory([list(self.layers)[number]], encoded, lengths)
+
+    def layer_step(
+        self, number: int, x: Tensor, past: KeysAndValues, memory: Memory
+    ) -> tuple[Tensor, KeysAndValues, Tensor]:
+        """A layer's share of `step`: output [batch, k, h], its keys and values, weights [batch, k, time].
+
+        x: [batch, k, h], what the layer below put out, or `input`. memory: that of `layer_memory`.
+        """
+        x, past, weights = list(self.layers)[number].step(x, past, _share(memory, 0), ~memory.mask)
+        return x, past, weights.mean(dim=1)
+
     def _memory(self, layers: Iterable[DecoderLayer], encoded: EncoderOutput, lengths: Tensor) -> Memory:
         """Keys and values of some layers."""
         outputs = encoded.outputs

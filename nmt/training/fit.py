@@ -29,7 +29,7 @@ from nmt.training.recovery import train_through_losses
 from nmt.training.state import RunState
 from nmt.training.trainer import Trainer
 from nmt.training.validation import Validation
-from nmt.training.workload import workload_spec
+from nmt.training.workload import refuse_unsearchable, workload_spec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +56,8 @@ def fit(
     device = prepare_device(config)
     prepared = prepare(config, observer.working)
     _check_fingerprint(store, run_id, prepared.fingerprint)
+    if not config.distribution.whole_model:
+        refuse_unsearchable(config, prepared)
     environment = describe_environment(device) | {"fingerprint": prepared.fingerprint, "data": prepared.report}
     for name in TOKENIZER_FILES:  # a run can translate without its corpus
         store.write_bytes(run_id, f"tokenizers/{name}", (prepared.directory / name).read_bytes())

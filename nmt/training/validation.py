@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from nmt.config.schema import RunConfig
@@ -11,6 +13,7 @@ from nmt.evaluation.decode import decode, teacher_forced
 from nmt.evaluation.metrics import score
 from nmt.evaluation.postprocess import Postprocessor
 from nmt.models.seq2seq import Seq2Seq
+from nmt.search.distant import DistantModel
 from nmt.training.workload import precision_context
 
 
@@ -28,19 +31,19 @@ class Validation:
         """Scores by their names in records: the quick ones and that which chooses the checkpoint.
 
         Beside `val/decode/<metric>` stand `val/teacher_forced/log_perplexity`, in nats per token, and
-        `val/teacher_forced/token_accuracy`. Where the parameters lie in other processes, nothing is decoded.
+        `val/teacher_forced/token_accuracy`. Where the parameters lie in other processes, these compute.
         """
         split, config = self.prepared.validation, self.config
         with precision_context(config, self.device):
             forced = teacher_forced(model, split, self.device, limit=self.count)
-        scores = self._decoded(model) if isinstance(model, Seq2Seq) else {}
-        return scores | {f"val/teacher_forced/{name}": value for name, value in forced._asdict().items()}
+        return self._decoded(model) | {f"val/teacher_forced/{name}": value for name, value in forced._asdict().items()}
 
-    def _decoded(self, model: Seq2Seq) -> dict[str, float]:
+    def _decoded(self, model: Any) -> dict[str, float]:
         split, config = self.prepared.validation, self.config
+        searched: Any = model if isinstance(model, Seq2Seq) else DistantModel(model)
         with precision_context(config, self.device, config.validation.search):
             n_best = decode(
-                model,
+                searched,
                 split.source[: self.count],
                 config.validation.search,
                 self.device,

@@ -25,7 +25,9 @@ from nmt.models.fine_stages import cut_rows
 from nmt.models.initialisation import FirstValue, first_values
 from nmt.models.parameters import keeps_more_than_parameters
 from nmt.models.scheduled_sampling import ScheduledSampling, probability_at
+from nmt.models.search_stages import StageSearch, search_stages
 from nmt.models.seq2seq import Seq2Seq, build_model, embedding_tables
+from nmt.models.stages import ModelStage
 from nmt.models.watch import GradientWatch
 from nmt.training.device import prepare_arithmetic
 from nmt.training.faults import Faults
@@ -137,6 +139,12 @@ class TranslationWorkload:
         tokens, source_tokens = (int(batch[f"{side}_lengths"].sum()) for side in ("target", "source"))
         return TranslationSlot(given, NO_DROPOUT, tokens, source_tokens, is_scored=True)
 
+    def search_stages(self, model: torch.nn.Module) -> Sequence[StageSearch]:
+        """What each of the fine stages does in the searches of a text; see `nmt.models.search_stages`."""
+        assert isinstance(model, Seq2Seq)
+        stages = [one for one in self.stages(model, fine=True) if isinstance(one, ModelStage)]
+        return search_stages(model, stages)
+
     def learning_rate(self, index: int) -> float:
         """Scheduled rate of step `index`."""
         return learning_rate(self.config.optimizer, self.config.schedule, index)
@@ -173,6 +181,12 @@ class TranslationWorkload:
     def autocast(self) -> AbstractContextManager[Any]:
         """bf16 products where the run asks for them."""
         return precision_context(self.config, self.device)
+
+
+def refuse_unsearchable(config: RunConfig, prepared: PreparedData) -> None:
+    """Raise UserError where a ring whose nodes alone have the model could not decode with it."""
+    workload = TranslationWorkload(config, "cpu", prepared)
+    workload.search_stages(workload.outline())
 
 
 def workload_spec(config: RunConfig, device: str) -> WorkloadSpec:

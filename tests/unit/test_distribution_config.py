@@ -78,7 +78,6 @@ MISTAKES: list[tuple[list[str], dict[str, Any], str, str]] = [
     (["name=ring_tmp", "mode=rotate", "bucket_mib=4"], {}, "distribution.bucket_mib", "distribution.bucket_mib=25"),
     (["name=ring_tmp", "mode=rotate", "whole_model=false"], {}, "distribution.whole_model", "distribution.mode=stage"),
     (["whole_model=false"], {}, "distribution.whole_model", "distribution=ring_tmp"),
-    (["name=ring_tmp", "mode=stage", "whole_model=false"], {}, "validation.metric", "allowed: token_accuracy"),
     (["name=ring_tmp", "mode=rotate"], {"per": "push"}, "batch.per", "pushes nothing"),
     (["name=ring_tmp", "mode=rotate", "schedule=async"], {}, "distribution.schedule", "or distribution.mode=stage"),
     (["schedule=async"], {}, "distribution.schedule", "distribution.schedule=flush, or distribution.mode=asp or ssp"),

@@ -156,11 +156,6 @@ def test_published_conditions_that_do_not_hold_are_listed() -> None:
     [
         ((RowSpec(label="A", experiment="t2_lstn"),), [], "row 'A': experiment: unknown option 't2_lstn'"),
         ((RowSpec(label="A", overrides=("model.encoder.layers=0",)),), [], "row 'A': model.encoder.layers: 0 is out"),
-        (
-            (RowSpec(label="A", overrides=("distribution=ring_tmp", "distribution.whole_model=false")),),
-            ["validation.metric=token_accuracy"],
-            "row 'A': distribution.whole_model: a table has scores of decoded text",
-        ),
         ((RowSpec(label="A"),), ["experiment=t2_lstm"], "'experiment=t2_lstm' would apply to every row"),
         ((RowSpec(label="A"),), ["trainin.max_steps=3"], "did you mean training.max_steps"),
         (
