@@ -51,7 +51,7 @@ class NodeCapacity:
 
 @dataclass(frozen=True)
 class MemoryRule:
-    """Words a parameter that a node keeps, see docs/distributed.md.
+    """Words a parameter that a node keeps, see docs/rings.md.
 
     versions: of the parameters, 2 for `async`.
     moments: buffers of the optimizer's state.

@@ -1,4 +1,4 @@
-"""What nodes among which parameters rotate send, hold and take of memory, beside the formulas of docs/distributed.md.
+"""What nodes among which parameters rotate send, hold and take of memory, beside the formulas of docs/rings.md.
 
 A layer is 1 MB here, which is what counts then, and a group by itself.
 """

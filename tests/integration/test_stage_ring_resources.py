@@ -1,4 +1,4 @@
-"""What nodes of a ring of stages send, and the memory that they take, beside the formulas of docs/distributed.md.
+"""What nodes of a ring of stages send, and the memory that they take, beside the formulas of docs/rings.md.
 
 A layer is 1 MB here, which is what counts then; sizes are of whole chunks, so that nothing is sent between parameters.
 """
