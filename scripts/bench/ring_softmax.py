@@ -57,7 +57,9 @@ def visit(tokens: int, words: int, nodes: int, keep: bool) -> Callable[[], None]
     hidden, output, targets = _layer(tokens, words)
     lengths = torch.tensor([tokens])
     slot: Any = SimpleNamespace(
-        batch=SimpleNamespace(target_output=targets.unsqueeze(0), target_lengths=lengths), target_tokens=tokens
+        batch=SimpleNamespace(target_output=targets.unsqueeze(0), target_lengths=lengths),
+        target_tokens=tokens,
+        is_scored=False,
     )
     cut = ChunkedAffine(output, nodes)
     part = RingSoftmax(cut, 0.1, keep).parts()[1]

@@ -143,12 +143,12 @@ class Gang:
         members = set(range(1, len(self.roles) + 1))
         while time.monotonic() < limit:
             self._reap({}, os.WNOHANG)
-            if 0 in self.ended:
-                return self._told("trained" if self.ended[0] == 0 else "failed")
-            lost = [number for number in members & self.ended.keys() if self.ended[number]]
-            if lost:
-                killed = any(number in self.groups and self.groups[number].kills for number in lost)
-                return self._told("killed" if killed else "lost")
+            lost = any(self.ended[number] for number in members & self.ended.keys())
+            if self.ended.get(0) == 0:
+                return self._told("trained")
+            if lost or 0 in self.ended:  # a coordinator may have ended of a member's end before this is looked at
+                killed = any(group.kills for group in self.groups.values())
+                return self._told("killed" if killed else "failed" if 0 in self.ended else "lost")
             time.sleep(PAUSE)
         return self._told("too slow")
 
