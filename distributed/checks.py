@@ -23,6 +23,7 @@ NEUTRAL: Section = {
     "nodes": 1,
     "rings": 1,
     "whole_model": True,
+    "node_memory_mib": 0,
     "staleness": 0,
     "workers": 1,
     "servers": 1,
@@ -90,7 +91,10 @@ def ring_allreduce(distribution: Section, batch: Section) -> None:
 
 def ring_tmp(distribution: Section, batch: Section) -> None:
     """Nodes have parts of the model: nothing of workers that have all of it, nor of servers, means anything."""
-    own = ("mode", "schedule", "nodes", "rings", "shadows", "speeds", "whole_model", "watchdog_seconds", "faults")
+    own = (
+        *("mode", "schedule", "nodes", "rings", "shadows", "speeds", "whole_model", "node_memory_mib"),
+        *("watchdog_seconds", "faults"),
+    )
     _refuse(
         distribution,
         [name for name in (*NEUTRAL, *OF_GRADIENTS) if name not in own],
@@ -108,7 +112,8 @@ def ring_tmp(distribution: Section, batch: Section) -> None:
         _refuse(
             distribution, ("schedule",), "in mode rotate nodes wait for whole sums anyway", "distribution.mode=stage"
         )
-        _refuse(distribution, ("speeds",), "in mode rotate all nodes do as much", "distribution.mode=stage")
+        alike = "in mode rotate all nodes do as much, and hold as much"
+        _refuse(distribution, ("speeds", "node_memory_mib"), alike, "distribution.mode=stage")
         _refuse(distribution, ("rings",), "in mode rotate more nodes share the data already", "distribution.mode=stage")
         _enough_groups(distribution, batch, "nodes")
         _refuse(
@@ -149,7 +154,12 @@ def _several_rings(distribution: Section, batch: Section) -> None:
 def parameter_server(distribution: Section, batch: Section) -> None:
     """See conf/distribution/parameter_server.yaml."""
     own = "'parameter_server' has workers and servers"
-    _refuse(distribution, ("nodes", "rings", "speeds", "whole_model"), own, "distribution=ring_tmp")
+    _refuse(
+        distribution,
+        ("nodes", "rings", "speeds", "whole_model", "node_memory_mib"),
+        own,
+        "distribution=ring_tmp",
+    )
     waits = "a parameter server waits as distribution.mode says"
     _refuse(distribution, ("schedule",), waits, "distribution.mode=asp or ssp")
     if distribution["mode"] in ("stage", "rotate"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -33,20 +34,22 @@ class Cut:
     costs: what each takes.
     micro_batches: of a step.
     memory: words a parameter that a node keeps.
+    node_bytes: that each node has for its stages; infinite where nothing limits it.
     """
 
     parts: Sequence[Part]
     costs: Sequence[StageCost]
     micro_batches: int
     memory: MemoryRule
+    node_bytes: float = math.inf
 
     def over(self, nodes: int) -> Sharing:
-        """The best cut over so many equal nodes. Raises DistributedError where there are too few stages."""
+        """The best cut over so many equal nodes. Raises DistributedError where stages are too few, or no cut fits."""
         return self.among(dict.fromkeys(range(nodes), 1.0))
 
     def among(self, speeds: Mapping[int, float]) -> Sharing:
         """The best cut over nodes that have these speeds, by number, and their order."""
-        return share_out(self.costs, speeds, self.micro_batches, self.memory)
+        return share_out(self.costs, speeds, self.micro_batches, self.memory, self.node_bytes)
 
     @cached_property
     def borders(self) -> list[int]:
@@ -59,10 +62,11 @@ class Cut:
         return [one.seconds for one in self.costs]
 
 
-def cut_model(workload: Workload, shadows: bool, lag: int = 0) -> Cut:
+def cut_model(workload: Workload, shadows: bool, lag: int = 0, node_bytes: float = math.inf) -> Cut:
     """Cut a workload's model wherever it can be, and time each stage on micro-batches of the first step.
 
     lag: of the schedule, see `executor.LAGS`: so many more versions of the parameters are kept.
+    node_bytes: that each node has; where they are limited, it is found out what stages keep between their passes.
     """
     model = workload.build_model(fine=True)
     stages = workload.stages(model, fine=True)
@@ -71,9 +75,9 @@ def cut_model(workload: Workload, shadows: bool, lag: int = 0) -> Cut:
     slots = [workload.slot(1, slot) for slot in full[:SLOTS]]
     # A thread's own time does not grow with what else the machine does; of several threads only the wall knows.
     clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
-    times = time_stages(workload, model, stages, slots, clock, memory=False)  # nothing limits it so far
+    times = time_stages(workload, model, stages, slots, clock, memory=math.isfinite(node_bytes))
     moments = len(build_optimizer(workload.optimizer).slots)
     memory = MemoryRule(versions=1 + lag, moments=moments, groups=plan.groups, shadows=shadows)
     # Those that take no time that can be told still have a place: a cut has to be one of something.
     costs = [replace(one.cost(), seconds=max(one.seconds, 1e-9)) for one in times]
-    return Cut(parts_of_model(model, stages), costs, len(full), memory)
+    return Cut(parts_of_model(model, stages), costs, len(full), memory, node_bytes)

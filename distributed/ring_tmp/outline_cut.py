@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -20,11 +21,13 @@ VALUE = 0.01  # of every parameter: pages of zeros would all be the same one, in
 SHORTEST = 1e-9  # seconds: what takes no time that can be told has a place, too
 
 
-def cut_outline(workload: Workload, shadows: bool) -> Cut:
+def cut_outline(workload: Workload, shadows: bool, node_bytes: float = math.inf) -> Cut:
     """Cut a workload's model wherever it can be, and time each stage on micro-batches of the first step.
 
     No more than one stage's parameters and gradients are here at a time. What they hold says nothing, and costs what
     other values cost.
+
+    node_bytes: that each node has; what stages keep of a micro-batch between their passes is not counted here.
     """
     model, plan = workload.outline(), workload.plan
     stages = workload.stages(model, fine=True)
@@ -58,7 +61,7 @@ def cut_outline(workload: Workload, shadows: bool) -> Cut:
             )
         )
     memory = MemoryRule(moments=len(build_optimizer(workload.optimizer).slots), groups=plan.groups, shadows=shadows)
-    return Cut(parts, costs, len(full), memory)
+    return Cut(parts, costs, len(full), memory, node_bytes)
 
 
 def _round(

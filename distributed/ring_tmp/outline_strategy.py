@@ -56,7 +56,7 @@ class OutlineRingStrategy(StageRingStrategy):
         ]
 
     def _cut_model(self, shadows: bool) -> Cut:
-        return cut_outline(self._workload, shadows)
+        return cut_outline(self._workload, shadows, self._node_bytes)
 
     def _buffers(self) -> Sequence[Source]:
         return self._sources

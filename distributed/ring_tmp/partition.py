@@ -82,7 +82,11 @@ def partition(
     best = _Search(chain).best()
     if best is None:
         short = _memory_needed(chain)
-        raise DistributedError(f"no cut of the model over {len(nodes)} nodes fits: {short}", where="distribution.nodes")
+        raise DistributedError(
+            f"no cut of the model over {len(nodes)} nodes fits: {short}",
+            where="distribution.node_memory_mib",
+            hint="more nodes, distribution.shadows=0, or more memory",
+        )
     return Partition(tuple(one.name for one in stages), best, chain.bottleneck(best), limit_sentence(chain, best))
 
 

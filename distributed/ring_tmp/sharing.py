@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from distributed.errors import DistributedError
 from distributed.ring.messages import Ring
 from distributed.ring_tmp.costs import Chain, MemoryRule, NodeCapacity, StageCost, runs_of
 from distributed.ring_tmp.partition import Partition, limit_sentence, partition
@@ -54,16 +55,27 @@ class Sharing:
 
 
 def share_out(
-    stages: Sequence[StageCost], speeds: Mapping[int, float], micro_batches: int, memory: MemoryRule
+    stages: Sequence[StageCost],
+    speeds: Mapping[int, float],
+    micro_batches: int,
+    memory: MemoryRule,
+    node_bytes: float = math.inf,
 ) -> Sharing:
     """The smallest bottleneck over the orders of nodes and the cuts in them, then the smallest sum of times.
 
-    speeds: by number. Raises DistributedError where there are fewer stages that can be cut apart than nodes.
+    speeds: by number. node_bytes: of memory that each node has.
+
+    Raises DistributedError where there are fewer stages that can be cut apart than nodes, and where no cut fits.
     """
+    refused: DistributedError | None = None
     best: tuple[tuple[float, float, tuple[int, ...]], Sharing] | None = None
     for order in orders(speeds):
-        nodes = [NodeCapacity(speeds[number]) for number in order]
-        cut = partition(stages, nodes, micro_batches, memory)
+        nodes = [NodeCapacity(speeds[number], memory_bytes=node_bytes) for number in order]
+        try:
+            cut = partition(stages, nodes, micro_batches, memory)
+        except DistributedError as error:  # what does not fit in this order may in another
+            refused = refused or error
+            continue
         chain = Chain(stages, nodes, micro_batches, memory)
         seconds = tuple(chain.compute(node, *run) for node, run in enumerate(runs_of(cut.cuts)))
         found = Sharing(
@@ -72,7 +84,9 @@ def share_out(
         value = (cut.bottleneck, math.fsum(seconds), order)
         if best is None or value < best[0]:
             best = value, found
-    assert best is not None
+    if best is None:
+        assert refused is not None
+        raise refused
     return best[1]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -34,6 +35,7 @@ class StageRingStrategy(NodesStrategy[StageRingCoordinator]):
     def __init__(self, options: Mapping[str, Any]):
         super().__init__(options)
         self._lag = LAGS[options["schedule"]]
+        self._node_bytes = (options["node_memory_mib"] << 20) or math.inf
         self._previous: torch.Tensor | None = None  # with two versions, that before the newest
 
     def _new_coordinator(self, job: Job, workload: Mapping[str, Any]) -> StageRingCoordinator:
@@ -47,7 +49,7 @@ class StageRingStrategy(NodesStrategy[StageRingCoordinator]):
 
     def _cut_model(self, shadows: bool) -> Cut:
         """Where the model can be cut, and what its stages cost."""
-        return cut_model(self._workload, shadows, self._lag)
+        return cut_model(self._workload, shadows, self._lag, self._node_bytes)
 
     def _share_of(self, cut: Cut) -> Cut:
         """The cut as a ring sees it."""

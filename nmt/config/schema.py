@@ -351,6 +351,7 @@ class DistributionConfig:
     nodes: int = key(1, neutral=1, minimum=1)
     rings: int = key(1, neutral=1, minimum=1)
     whole_model: bool = key(True, neutral=True)
+    node_memory_mib: int = key(0, neutral=0, minimum=0)
     workers: int = key(1, neutral=1, minimum=1)
     servers: int = key(1, neutral=1, minimum=1)
     apply_every: int = key(1, neutral=1, minimum=1)

@@ -93,6 +93,8 @@ MISTAKES: list[tuple[list[str], dict[str, Any], str, str]] = [
         "worker0 to worker3",
     ),
     (["rings=2"], {}, "distribution.rings", "distribution=ring_tmp"),
+    (["node_memory_mib=64"], {}, "distribution.node_memory_mib", "distribution=ring_tmp"),
+    (["name=ring_tmp", "mode=rotate", "node_memory_mib=64"], {}, "distribution.node_memory_mib", "mode=stage"),
     (["mode=rotate"], {}, "distribution.mode", "distribution.mode=bsp, or distribution=ring_tmp"),
     (["name=ring_tmp", "mode=stage", "faults=[kill@worker1.sums:1]"], {}, "distribution.faults", "that there is not"),
     (["nodes=2"], {}, "distribution.nodes", "distribution=ring_tmp"),
@@ -247,7 +249,7 @@ def test_every_key_either_counts_somewhere_or_is_known_to_be_placement(base: Run
     places = {
         "stands_for", "shadows", "replace_lost", "sparse", "link", "launcher", "bind", "heartbeat_seconds",
         "deadline_seconds", "watchdog_seconds", "tls_certificate", "tls_key", "checksum", "faults", "replay",
-        "resources", "staging", "speeds", "rings", "whole_model",
+        "resources", "staging", "speeds", "rings", "whole_model", "node_memory_mib",
     }  # fmt: skip
     counted = {"name", "top_k_momentum"}.union(*(expected for _, expected in INEXACT))
     assert counted | places == {field.name for field in dataclasses.fields(DistributionConfig)}

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from staged_toy import staged_spec
 
 from distributed.arithmetic import FlatParameters
-from distributed.ring_tmp.costs import rounded
-from distributed.ring_tmp.cut import cut_model
+from distributed.errors import DistributedError
+from distributed.ring_tmp.costs import MemoryRule, StageCost, rounded
+from distributed.ring_tmp.cut import Cut, cut_model
 from distributed.ring_tmp.passes import Passes
 from distributed.ring_tmp.state_transfer import gathered, scatter
 
@@ -37,6 +40,33 @@ def test_stages_own_every_element_once_and_are_shared_out_in_order() -> None:
     assert (described["nodes"], described["speeds"]) == ([4, 7], [1.0, 1.0])
     assert sum(described["seconds"]) == pytest.approx(sum(map(rounded, cut.seconds)))
     assert described["limit"]
+
+
+def test_a_cut_keeps_to_the_memory_of_nodes() -> None:
+    """The fastest cut has the stages with most parameters on one node, which has no room for both."""
+    costs = [
+        StageCost("wide", 1.0, {"a": 4_000_000}),
+        StageCost("broad", 1.0, {"b": 4_000_000}),
+        StageCost("slow", 2.0, {"c": 1_000}),
+        StageCost("last", 0.1, {"d": 1_000}),
+    ]
+    memory = MemoryRule(shadows=False)  # four words a parameter: itself, two moments and a gradient
+
+    def stages(mib: float) -> list[list[str]]:
+        return list(Cut([], costs, 4, memory, mib * 2**20).over(2).described()["stages"])
+
+    assert stages(math.inf) == stages(128) == [["wide", "broad"], ["slow", "last"]]
+    assert stages(64) == [["wide"], ["broad", "slow", "last"]]
+    with pytest.raises(DistributedError, match="needs 122 MiB of 32, 0 MiB of 32") as refused:
+        stages(32)
+    assert refused.value.where == "distribution.node_memory_mib"
+
+
+def test_activations_count_where_memory_is_limited() -> None:
+    workload = staged_spec(stages=3).build()
+    assert sum(one.kept_bytes for one in cut_model(workload, shadows=False).costs) == 0
+    limited = cut_model(workload, shadows=False, node_bytes=float(1 << 30))
+    assert all(one.kept_bytes > 0 for one in limited.costs)
 
 
 def test_a_node_has_no_parameters_but_those_of_its_states() -> None:
