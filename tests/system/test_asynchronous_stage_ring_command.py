@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -11,8 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import in_a_session, stop_at_a_step
 from delayed_gradients import DelayedGradients
-from test_ring_command import SECONDS, TRAIN, digests, losses, the_run
+from test_ring_command import TRAIN, digests, losses, the_run
 
 from nmt.config import compose
 from nmt.runs import LocalRunStore
@@ -60,13 +59,7 @@ def test_a_run_that_goes_back_to_its_checkpoint_has_the_bits_of_delayed_gradient
 def test_a_run_that_was_stopped_goes_on_with_another_number_of_nodes(nmt: Command, tmp_path: Path) -> None:
     assert nmt("train", *SAME, *RING, f"paths.runs={tmp_path / 'whole'}")[0] == 0
     command = [sys.executable, "-m", "nmt.cli", "train", *SAME, *RING, f"paths.runs={tmp_path / 'both'}"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    assert process.stderr is not None
-    for line in process.stderr:
-        if line.startswith("step"):
-            break
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all of them
-    assert process.wait(SECONDS) in (0, 75), process.stderr.read()
+    stop_at_a_step(in_a_session(command), codes=(0, 75))
     subprocess.run([*command, "distribution.nodes=3"], check=True, capture_output=True)
     (_, whole, _), (_, both, _) = the_run(tmp_path / "whole"), the_run(tmp_path / "both")
     assert losses(both) == losses(whole)

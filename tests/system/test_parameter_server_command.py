@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import SECONDS, stop_at_a_step
 
 from distributed.parameter_server.replay import trace_name
 from distributed.parameter_server.trace import read_trace
@@ -41,7 +42,6 @@ TRAIN = [
 ]
 SERVERS = ["distribution=parameter_server", "distribution.workers=2", "distribution.servers=2"]
 TIMES = {"seconds", "evaluation_seconds", "tokens_per_second", "timing", "peak_memory_bytes", "convergence", "energy"}
-SECONDS = 120.0  # far more than any end takes
 # Step 4 takes long: a signal that is sent once step 1 is told comes while steps are under way.
 SLOW = "distribution.faults=[delay@worker0.forward:4:10]"
 
@@ -212,12 +212,7 @@ def test_a_signal_writes_a_checkpoint_from_which_one_process_goes_on(
 ) -> None:
     runs = tmp_path / "servers"
     process = started(runs, *SERVERS, SLOW)
-    assert process.stderr is not None
-    for line in process.stderr:
-        if line.startswith("step"):
-            break
-    os.killpg(process.pid, number)  # as a terminal does: to all of them
-    assert process.wait(SECONDS) == 75, process.stderr.read()
+    stop_at_a_step(process, number)
     assert_nothing_is_left(process.pid)
     assert LocalRunStore(runs).status(single["run"]).state == "interrupted"
     assert list((runs / single["run"] / "checkpoints").glob("*.pt"))

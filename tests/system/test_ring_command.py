@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import in_a_session, stop_at_a_step
 
 from nmt.runs import LocalRunStore
 
@@ -31,7 +30,6 @@ TRAIN = [
     "validation.every_steps=6",
 ]
 RING = ["distribution=ring_allreduce", "distribution.workers=3"]
-SECONDS = 120.0  # far more than an end takes
 # Step 4 takes long: a signal that is sent once step 1 is told comes while steps are under way.
 SLOW = "distribution.faults=[delay@worker0.forward:4:10]"
 
@@ -86,13 +84,7 @@ def test_it_is_trained_told_and_drawn(
 @pytest.mark.exhaustive
 def test_a_run_that_is_stopped_and_typed_again_ends_with_the_same_bits(undisturbed: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "nmt.cli", "train", *TRAIN, *RING, f"paths.runs={tmp_path}"]
-    process = subprocess.Popen([*command, SLOW], stderr=subprocess.PIPE, text=True, start_new_session=True)
-    assert process.stderr is not None
-    for line in process.stderr:
-        if line.startswith("step"):
-            break
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all of them
-    assert process.wait(SECONDS) == 75, process.stderr.read()
+    stop_at_a_step(in_a_session([*command, SLOW]))
     assert subprocess.run(command, check=False, capture_output=True).returncode == 0
     assert digests(the_run(tmp_path)[1]) == digests(the_run(undisturbed)[1])
     assert losses(the_run(tmp_path)[1]) == losses(the_run(undisturbed)[1])

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from test_ring_command import SECONDS, TRAIN, digests, losses, the_run
+from commands import in_a_session, stop_at_a_step
+from test_ring_command import TRAIN, digests, losses, the_run
 
 from nmt.runs import LocalRunStore
 
@@ -67,13 +66,7 @@ def test_each_goes_on_from_the_others_checkpoint(
 ) -> None:
     assert nmt("train", *SAME, f"paths.runs={tmp_path / 'whole'}")[0] == 0
     command = [sys.executable, "-m", "nmt.cli", "train", *SAME, f"paths.runs={tmp_path / 'both'}"]
-    process = subprocess.Popen([*command, *first], stderr=subprocess.PIPE, text=True, start_new_session=True)
-    assert process.stderr is not None
-    for line in process.stderr:
-        if line.startswith("step"):
-            break
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all of them
-    assert process.wait(SECONDS) in (0, 75), process.stderr.read()
+    stop_at_a_step(in_a_session([*command, *first]), codes=(0, 75))
     subprocess.run([*command, *second], check=True, capture_output=True)
     (_, whole, _), (_, both, _) = the_run(tmp_path / "whole"), the_run(tmp_path / "both")
     assert losses(both) == losses(whole)
