@@ -15,6 +15,7 @@ from nmt.config import RunConfig
 
 if TYPE_CHECKING:
     from bench.parameter_server.arm import Arm
+    from bench.parameter_server.gang import Gang
     from distributed.strategy import WorkloadSpec
 
 RIVAL = "torch's DDP"
@@ -75,17 +76,31 @@ def beside_ddp(
 
     torch.set_num_threads(1)
     with Gang(WORKERS, "bench.parameter_server.rivals:TorchDdp", spec) as gang:
-        runs: dict[str, Callable[[int], float]] = {RIVAL: gang.run}
-        runs |= {name: arm.run for name, arm in arms.items()}
-        warm = [run(1) for run in runs.values()]
-        steps = max(1, min(50, round(seconds / min(warm))))
-        pids = {RIVAL: {"worker": gang.pids}} | {name: arm.pids for name, arm in arms.items()}
-        return {
-            "parameters": sum(one.numel() for one in spec.build().build_model().parameters()),
-            "workers": WORKERS,
-            "steps_per_round": steps,
-            "rounds": take_turns(report, runs, pids, dict.fromkeys(runs, steps), rounds),
-        }
+        return {"workers": WORKERS} | beside(report, spec, RIVAL, gang, arms, rounds, seconds)
+
+
+def beside(
+    report: Report,
+    spec: WorkloadSpec,
+    rival: str,
+    gang: Gang,
+    arms: Mapping[str, Arm],
+    rounds: int,
+    seconds: float,
+) -> dict[str, Any]:
+    """Steps of a rival's processes and of arms, one after the other in every round.
+
+    Returns `parameters`, `steps_per_round`, and under `rounds` what `take_turns` found.
+    """
+    runs: dict[str, Callable[[int], float]] = {rival: gang.run} | {name: arm.run for name, arm in arms.items()}
+    warm = [run(1) for run in runs.values()]
+    steps = max(1, min(50, round(seconds / min(warm))))
+    pids = {rival: {"worker": gang.pids}} | {name: arm.pids for name, arm in arms.items()}
+    return {
+        "parameters": sum(one.numel() for one in spec.build().build_model().parameters()),
+        "steps_per_round": steps,
+        "rounds": take_turns(report, runs, pids, dict.fromkeys(runs, steps), rounds),
+    }
 
 
 def step_part(found: Sequence[dict[str, Any]]) -> Part:

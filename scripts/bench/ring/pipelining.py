@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
 from bench.children import Job, Report
 from bench.machine import Spread
 from bench.parameter_server.exchange import shown
+from bench.parameter_server.steps import beside
+from bench.ring.steps import step_cells
 from bench.tables import Part, table
-from bench.turns import take_turns
 from nmt.config import RunConfig
 
 RIVAL, OURS = "torch's 1F1B", "shm"
@@ -65,22 +66,12 @@ def measure_pipeline(report: Report, size: str, rounds: int, seconds: float) -> 
     with ExitStack() as running:
         options = {"mode": "stage", "nodes": NODES, "speeds": "equal"}
         arms = {name: running.enter_context(Arm(spec, "ring_tmp", **options, **own)) for name, own in ARMS.items()}
-        warm = [arm.run(1) for arm in arms.values()]
+        for arm in arms.values():
+            arm.run(1)
         cuts = {name: list(map(len, arm.strategy.report()["cut"]["stages"])) for name, arm in arms.items()}
         gang = running.enter_context(Gang(NODES, "bench.ring.rivals:TorchPipeline", spec, cuts[OURS]))
-        runs: dict[str, Callable[[int], float]] = {RIVAL: gang.run} | {name: arm.run for name, arm in arms.items()}
-        warm.append(gang.run(1))
-        steps = max(1, min(50, round(seconds / min(warm))))
-        pids = {RIVAL: {"worker": gang.pids}} | {name: arm.pids for name, arm in arms.items()}
-        return {
-            "size": size,
-            "parameters": sum(one.numel() for one in spec.build().build_model().parameters()),
-            "nodes": NODES,
-            "micro_batches": SLOTS,
-            "cuts": cuts | {RIVAL: cuts[OURS]},
-            "steps_per_round": steps,
-            "rounds": take_turns(report, runs, pids, dict.fromkeys(runs, steps), rounds),
-        }
+        about = {"size": size, "nodes": NODES, "micro_batches": SLOTS, "cuts": cuts | {RIVAL: cuts[OURS]}}
+        return about | beside(report, spec, RIVAL, gang, arms, rounds, seconds)
 
 
 def pipeline_part(found: Sequence[dict[str, Any]]) -> Part:
@@ -99,10 +90,7 @@ def pipeline_part(found: Sequence[dict[str, Any]]) -> Part:
                     shown(one["parameters"]),
                     f"ring_tmp, {name}" if name in ARMS else name,
                     " + ".join(map(str, one["cuts"][name])),
-                    Spread.of([1e3 * a["step"] for a in rounds]).shown(),
-                    over.shown("{:.2f}".format),
-                    f"{1e3 * Spread.of([a['cpu'] for a in rounds]).median:,.0f}",
-                    f"{Spread.of([a['load'] for a in rounds]).median:.1f}",
+                    *step_cells(rounds, over),
                 ]
             )
     return Part(

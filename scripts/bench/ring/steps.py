@@ -7,7 +7,7 @@ words in two chunks.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
@@ -53,6 +53,16 @@ def measure_steps(report: Report, size: str, rounds: int, seconds: float) -> dic
         return {"size": size} | found | {"times": {name: arm.times() for name, arm in arms.items()}}
 
 
+def step_cells(rounds: Sequence[Mapping[str, float]], over: Spread) -> list[str]:
+    """Of an arm's rounds: ms a step, the ratio to a rival's, CPU ms a step of all processes, and the load."""
+    return [
+        Spread.of([1e3 * a["step"] for a in rounds]).shown(),
+        over.shown("{:.2f}".format),
+        f"{1e3 * Spread.of([a['cpu'] for a in rounds]).median:,.0f}",
+        f"{Spread.of([a['load'] for a in rounds]).median:.1f}",
+    ]
+
+
 def step_part(found: Sequence[dict[str, Any]]) -> Part:
     """Ratios to the DDP of the same round; `ring_step_vs_ddp` is that of shared memory with the first model."""
     rows = []
@@ -68,10 +78,7 @@ def step_part(found: Sequence[dict[str, Any]]) -> Part:
                 [
                     shown(one["parameters"]),
                     f"ring_allreduce, {name}" if name in ARMS else f"ring_tmp, {name}" if name in PARTS else name,
-                    Spread.of([1e3 * a["step"] for a in rounds]).shown(),
-                    over.shown("{:.2f}".format),
-                    f"{1e3 * Spread.of([a['cpu'] for a in rounds]).median:,.0f}",
-                    f"{Spread.of([a['load'] for a in rounds]).median:.1f}",
+                    *step_cells(rounds, over),
                 ]
             )
     return Part(
