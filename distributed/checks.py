@@ -109,19 +109,9 @@ def ring_tmp(distribution: Section, batch: Section) -> None:
             hint="distribution.mode=stage",
         )
     if distribution["mode"] == "rotate":
-        _refuse(
-            distribution, ("schedule",), "in mode rotate nodes wait for whole sums anyway", "distribution.mode=stage"
-        )
-        alike = "in mode rotate all nodes do as much, and hold as much"
-        _refuse(distribution, ("speeds", "node_memory_mib"), alike, "distribution.mode=stage")
-        _refuse(distribution, ("rings",), "in mode rotate more nodes share the data already", "distribution.mode=stage")
+        for names, why in NOT_WHERE_PARAMETERS_ROTATE.items():
+            _refuse(distribution, names, why, "distribution.mode=stage")
         _enough_groups(distribution, batch, "nodes")
-        _refuse(
-            distribution,
-            ("whole_model",),
-            "mode rotate has no passes without the process that trains",
-            "distribution.mode=stage",
-        )
     if distribution["rings"] > 1:
         _several_rings(distribution, batch)
     if not distribution["whole_model"] and distribution["schedule"] != "flush":
@@ -135,6 +125,15 @@ def ring_tmp(distribution: Section, batch: Section) -> None:
     _deadlines(distribution)
     _tls(distribution)
     _faults(distribution, {"worker": distribution["nodes"] * distribution["rings"]})
+
+
+NOT_WHERE_PARAMETERS_ROTATE = {
+    ("schedule",): "in mode rotate nodes wait for whole sums anyway",
+    ("speeds", "node_memory_mib"): "in mode rotate all nodes do as much, and hold as much",
+    ("rings",): "in mode rotate more nodes share the data already",
+    ("whole_model",): "mode rotate has no passes without the process that trains",
+}
+"""Keys of a ring of stages, and why they mean nothing there."""
 
 
 def _several_rings(distribution: Section, batch: Section) -> None:
@@ -153,13 +152,8 @@ def _several_rings(distribution: Section, batch: Section) -> None:
 
 def parameter_server(distribution: Section, batch: Section) -> None:
     """See conf/distribution/parameter_server.yaml."""
-    own = "'parameter_server' has workers and servers"
-    _refuse(
-        distribution,
-        ("nodes", "rings", "speeds", "whole_model", "node_memory_mib"),
-        own,
-        "distribution=ring_tmp",
-    )
+    of_nodes = ("nodes", "rings", "speeds", "whole_model", "node_memory_mib")
+    _refuse(distribution, of_nodes, "'parameter_server' has workers and servers", "distribution=ring_tmp")
     waits = "a parameter server waits as distribution.mode says"
     _refuse(distribution, ("schedule",), waits, "distribution.mode=asp or ssp")
     if distribution["mode"] in ("stage", "rotate"):

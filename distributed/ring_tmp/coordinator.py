@@ -55,6 +55,7 @@ class StageRingCoordinator(NodesCoordinator[RingView]):
         self.sharing: Sharing | None = None
         """Of the newest ring that was begun here, as it began."""
         self._speeds = NodeSpeeds(job.options["speeds"] == "measured")
+        self._compared: set[Member] = set()  # who has measured itself at the same time as the others
         self._states = StateTransfer(cut.parts, self._links, self._link, bool(job.options["shadows"]))
         self._decisions: dict[int, Decision] = {}  # by step, of those that were not asked for yet
         self._seen: dict[int, dict[int, tuple[Words, Words]]] = {}  # by probed step and stage: gradient and change
@@ -123,8 +124,10 @@ class StageRingCoordinator(NodesCoordinator[RingView]):
     def _measure(self, members: set[Member]) -> bool:
         """Have nodes measure how fast they are, all at once: those that share a machine share it as they will.
 
-        False where one of them was lost meanwhile.
+        What those have measured counts who did so together before. False where one of them was lost meanwhile.
         """
+        if members <= self._compared:
+            return members <= self._ready
         with self._changed:
             for member in members:
                 self._speeds.forget(member.number)
@@ -133,6 +136,8 @@ class StageRingCoordinator(NodesCoordinator[RingView]):
             lambda: self._speeds.has(member.number for member in members) or not members <= self._ready,
             lambda: "the nodes to measure themselves",
         )
+        if self._speeds.has(member.number for member in members):
+            self._compared = members
         return members <= self._ready
 
     def wait_for(self, step: int) -> tuple[Decision, list[tuple[Words, Words]]]:

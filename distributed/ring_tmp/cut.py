@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -18,6 +18,7 @@ from distributed.ring_tmp.stage_times import time_stages
 from distributed.strategy import Stage, Workload
 
 SLOTS = 2  # that stages are timed with
+SHORTEST = 1e-9  # seconds: what takes no time that can be told has a place, too: a cut has to be one of something
 
 
 def parts_of_model(model: torch.nn.Module, stages: Sequence[Stage]) -> tuple[Part, ...]:
@@ -70,14 +71,20 @@ def cut_model(workload: Workload, shadows: bool, lag: int = 0, node_bytes: float
     """
     model = workload.build_model(fine=True)
     stages = workload.stages(model, fine=True)
-    plan = workload.plan
     full = [slot for slot, tokens in enumerate(workload.slot_tokens(1)) if tokens]
     slots = [workload.slot(1, slot) for slot in full[:SLOTS]]
-    # A thread's own time does not grow with what else the machine does; of several threads only the wall knows.
-    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
-    times = time_stages(workload, model, stages, slots, clock, memory=math.isfinite(node_bytes))
+    times = time_stages(workload, model, stages, slots, stage_clock(), memory=math.isfinite(node_bytes))
+    costs = [replace(one.cost(), seconds=max(one.seconds, SHORTEST)) for one in times]
+    return Cut(parts_of_model(model, stages), costs, len(full), memory_rule(workload, shadows, lag), node_bytes)
+
+
+def stage_clock() -> Callable[[], float]:
+    """What stages are timed with here: a thread's own time does not grow with what else the machine does; of several
+    threads only the wall knows."""
+    return time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
+
+
+def memory_rule(workload: Workload, shadows: bool, lag: int = 0) -> MemoryRule:
+    """What a node keeps of each parameter in such a training."""
     moments = len(build_optimizer(workload.optimizer).slots)
-    memory = MemoryRule(versions=1 + lag, moments=moments, groups=plan.groups, shadows=shadows)
-    # Those that take no time that can be told still have a place: a cut has to be one of something.
-    costs = [replace(one.cost(), seconds=max(one.seconds, 1e-9)) for one in times]
-    return Cut(parts_of_model(model, stages), costs, len(full), memory, node_bytes)
+    return MemoryRule(versions=1 + lag, moments=moments, groups=workload.plan.groups, shadows=shadows)

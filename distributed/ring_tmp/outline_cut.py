@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import math
 import statistics
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
-from distributed.optimizers import build_optimizer
-from distributed.ring_tmp.costs import MemoryRule, StageCost
-from distributed.ring_tmp.cut import SLOTS, Cut, parts_of_model
+from distributed.ring_tmp.costs import StageCost
+from distributed.ring_tmp.cut import SHORTEST, SLOTS, Cut, memory_rule, parts_of_model, stage_clock
 from distributed.ring_tmp.stage_call import StageCalls
 from distributed.ring_tmp.stage_times import ROUNDS
 from distributed.strategy import Workload
 
 VALUE = 0.01  # of every parameter: pages of zeros would all be the same one, in the cache
-SHORTEST = 1e-9  # seconds: what takes no time that can be told has a place, too
 
 
 def cut_outline(workload: Workload, shadows: bool, node_bytes: float = math.inf) -> Cut:
@@ -29,7 +26,7 @@ def cut_outline(workload: Workload, shadows: bool, node_bytes: float = math.inf)
 
     node_bytes: that each node has; what stages keep of a micro-batch between their passes is not counted here.
     """
-    model, plan = workload.outline(), workload.plan
+    model = workload.outline()
     stages = workload.stages(model, fine=True)
     parts = parts_of_model(model, stages)
     parameters = dict(model.named_parameters())
@@ -60,16 +57,14 @@ def cut_outline(workload: Workload, shadows: bool, node_bytes: float = math.inf)
                 couples=stage.couples,
             )
         )
-    memory = MemoryRule(moments=len(build_optimizer(workload.optimizer).slots), groups=plan.groups, shadows=shadows)
-    return Cut(parts, costs, len(full), memory, node_bytes)
+    return Cut(parts, costs, len(full), memory_rule(workload, shadows), node_bytes)
 
 
 def _round(
     workload: Workload, call: StageCalls, slots: Sequence[Any], arrived: Sequence[Mapping[str, torch.Tensor]]
 ) -> tuple[list[float], list[Mapping[str, torch.Tensor]]]:
     """A stage on each slot, there and back: seconds, and what it hands on."""
-    # A thread's own time does not grow with what else the machine does; of several threads only the wall knows.
-    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
+    clock = stage_clock()
     seconds: list[float] = []
     found: list[Mapping[str, torch.Tensor]] = []
     for slot, given in zip(slots, arrived, strict=True):
